@@ -1,0 +1,222 @@
+"""Room augment: torchvision's semantics in one batched resample, without aliasing, from one generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as reference
+from scipy.stats import ks_2samp
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
+from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, affine, crop_boxes, plain
+from xray_opt.config import AugmentConfig
+
+OFF = AugmentConfig(scale_min=1.0, scale_max=1.0, ratio_min=1.0, ratio_max=1.0, flip=0.0, rotation=0.0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(films: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 256, (films, side, side), generator=generator(7), dtype=torch.uint8)
+
+
+def smooth(films: int, side: int) -> torch.Tensor:
+    """Films with structure at the scale of anatomy: low-frequency noise."""
+    coarse = noise(films, 8).unsqueeze(1).float()
+    fine = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 255)
+    return fine.squeeze(1).round().to(torch.uint8)
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, s, s) normalised → (B, s, s) in [0, 1]."""
+    return images[:, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
+
+
+def test_shapes_types_and_layout() -> None:
+    for images in (plain(noise(3, 48), 32), Augment(AugmentConfig(), 32)(noise(3, 48), generator())):
+        assert images.shape == (3, 3, 32, 32)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_plain_normalises_each_channel_as_imagenet() -> None:
+    pixels = noise(2, 32)
+    expected = reference.normalize(
+        pixels.unsqueeze(1).float().div(255).repeat(1, 3, 1, 1), list(IMAGENET_MEAN), list(IMAGENET_STD)
+    )
+    torch.testing.assert_close(plain(pixels, 32), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("side", [32, 48, 112])
+def test_plain_resizes_as_torchvision_does(side: int) -> None:
+    pixels = noise(2, side)
+    expected = reference.resize(pixels.unsqueeze(1).float() / 255, [32, 32], antialias=True)[:, 0]
+    torch.testing.assert_close(grey(plain(pixels, 32)), expected, atol=1e-5, rtol=0)
+
+
+def test_plain_does_not_depend_on_the_batch() -> None:
+    pixels = noise(9, 50)
+    together = plain(pixels, 32)
+    alone = torch.cat([plain(film.unsqueeze(0), 32) for film in pixels])
+    assert torch.equal(together, alone)
+
+
+def test_everything_off_equals_plain() -> None:
+    pixels = noise(4, 40)
+    torch.testing.assert_close(Augment(OFF, 40)(pixels, generator()), plain(pixels, 40), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", [48, 64, 112, 150])
+def test_everything_off_is_close_to_plain_when_shrinking(side: int) -> None:
+    pixels = smooth(4, side)
+    difference = grey(Augment(OFF, 32)(pixels, generator())) - grey(plain(pixels, 32))
+    assert difference.abs().mean() < 0.01
+    assert difference.abs().max() < 0.05
+
+
+def test_equal_generators_give_equal_images_and_nothing_else_draws() -> None:
+    pixels, augment = noise(6, 48), Augment(AugmentConfig(), 32)
+    before = torch.get_rng_state()
+    first, again, other = (augment(pixels, generator(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_films_of_a_batch_are_augmented_differently() -> None:
+    pixels = noise(1, 48).expand(8, 48, 48)
+    images = Augment(AugmentConfig(), 32)(pixels, generator())
+    assert all(not torch.equal(images[0], other) for other in images[1:])
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.7, 1.0), (0.75, 4 / 3)), ((0.08, 1.0), (0.75, 4 / 3)), ((0.5, 0.9), (1.2, 2.0))]
+)
+def test_crops_are_distributed_as_torchvisions(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    films, side = 3000, 96
+    config = AugmentConfig(scale_min=scale[0], scale_max=scale[1], ratio_min=ratio[0], ratio_max=ratio[1])
+    ours = crop_boxes(films, side, config, generator()).numpy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image = torch.empty(1, side, side)
+        drawn = [RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(films)]
+    theirs = np.array(drawn, dtype=float)[:, [1, 0, 3, 2]]
+    for view in (_area, _ratio, _centre_across, _centre_down):
+        assert ks_2samp(view(ours), view(theirs)).pvalue > 0.001, view.__name__
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, 2] * boxes[:, 3]
+
+
+def _ratio(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, 2] / boxes[:, 3]
+
+
+def _centre_across(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, 0] + boxes[:, 2] / 2
+
+
+def _centre_down(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, 1] + boxes[:, 3] / 2
+
+
+def test_crops_lie_inside_the_film() -> None:
+    boxes = crop_boxes(2000, 50, AugmentConfig(scale_min=0.01, ratio_min=0.2, ratio_max=5.0), generator())
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= 50).all()
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [((2.0, 3.0), [0, 16, 64, 32]), ((0.25, 0.5), [16, 0, 32, 64])])
+def test_a_crop_that_never_fits_falls_back_to_the_centre(ratio: tuple[float, float], expected: list[int]) -> None:
+    config = AugmentConfig(scale_min=1.0, ratio_min=ratio[0], ratio_max=ratio[1])
+    assert crop_boxes(3, 64, config, generator()).tolist() == [expected] * 3
+
+
+def test_crop_equals_torchvisions_resized_crop() -> None:
+    pixels = smooth(4, 64)
+    config = AugmentConfig(scale_min=0.3, scale_max=0.6, flip=0.0, rotation=0.0)
+    boxes = crop_boxes(4, 64, config, generator(5)).int().tolist()
+    ours = grey(Augment(config, 48)(pixels, generator(5)))
+    for film, (left, top, width, height) in enumerate(boxes):
+        picture = pixels[film : film + 1].float() / 255
+        theirs = reference.resized_crop(picture, top, left, height, width, [48, 48], antialias=False)[0]
+        inner = (slice(2, -2), slice(2, -2))
+        torch.testing.assert_close(ours[film][inner], theirs[inner], atol=2e-3, rtol=0)
+
+
+def test_flip_mirrors_exactly_and_as_often_as_asked() -> None:
+    pixels = noise(400, 32)
+    straight = grey(Augment(OFF, 32)(pixels, generator()))
+    config = AugmentConfig(1.0, 1.0, 1.0, 1.0, flip=0.3, rotation=0.0)
+    flipped = grey(Augment(config, 32)(pixels, generator()))
+    mirrored = torch.tensor([torch.allclose(a, b.flip(-1), atol=1e-4) for a, b in zip(flipped, straight, strict=True)])
+    same = torch.tensor([torch.allclose(a, b, atol=1e-4) for a, b in zip(flipped, straight, strict=True)])
+    assert (mirrored ^ same).all()
+    assert 0.2 < mirrored.float().mean() < 0.4
+
+
+@pytest.mark.parametrize("degrees", [-90.0, -15.0, 5.0, 30.0, 90.0])
+def test_rotation_equals_torchvisions(degrees: float) -> None:
+    picture = smooth(1, 65).unsqueeze(1).float() / 255
+    box = torch.tensor([[0.0, 0.0, 65.0, 65.0]], dtype=torch.float64)
+    theta = affine(box, 65, torch.ones(1).double(), torch.tensor([degrees]).double())
+    grid = torch.nn.functional.affine_grid(theta, [1, 1, 65, 65], align_corners=False)
+    ours = torch.nn.functional.grid_sample(picture, grid, align_corners=False)
+    theirs = reference.rotate(picture, degrees, InterpolationMode.BILINEAR)
+    assert (ours - theirs).abs().mean() < 1e-3
+    assert (ours - theirs).abs()[..., 8:-8, 8:-8].max() < 1e-3
+
+
+def test_rotation_follows_crop_and_flip() -> None:
+    """The order of torchvision's Compose: crop, flip, rotate, the rotation about the crop's centre."""
+    picture = smooth(1, 64).unsqueeze(1).float() / 255
+    box = torch.tensor([[10.0, 4.0, 40.0, 50.0]], dtype=torch.float64)
+    theta = affine(box, 64, -torch.ones(1).double(), torch.tensor([12.0]).double())
+    grid = torch.nn.functional.affine_grid(theta, [1, 1, 48, 48], align_corners=False)
+    ours = torch.nn.functional.grid_sample(picture, grid, align_corners=False)
+    cropped = reference.resized_crop(picture, 4, 10, 50, 40, [48, 48], antialias=False)
+    theirs = reference.rotate(reference.hflip(cropped), 12.0, InterpolationMode.BILINEAR)
+    assert (ours - theirs)[..., 8:-8, 8:-8].abs().max() < 0.02
+
+
+def test_angles_fill_the_range_both_ways_and_open_black_corners() -> None:
+    """The direction in which a ramp rises tells each film's angle."""
+    ramp = torch.arange(64).mul(4).to(torch.uint8).expand(400, 64, 64)
+    turned = grey(Augment(AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 15.0), 64)(ramp, generator()))
+    down = (turned[:, 40, 32] - turned[:, 24, 32]) / 16
+    across = (turned[:, 32, 40] - turned[:, 32, 24]) / 16
+    degrees = torch.rad2deg(torch.atan2(down, across))
+    assert -15.3 < degrees.min() < -14
+    assert 14 < degrees.max() < 15.3
+    assert abs(degrees.mean()) < 1.5
+    assert abs(degrees.std() - 15 / 3**0.5) < 1
+    white = torch.full((20, 64, 64), 255, dtype=torch.uint8)
+    opened = grey(Augment(AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 15.0), 64)(white, generator()))
+    assert opened.min() > -1e-5
+    assert opened[:, 0, 0].min() < 0.01
+    assert opened[:, 20:44, 20:44].min() > 0.999
+
+
+@pytest.mark.parametrize(("side", "size"), [(96, 48), (128, 32), (224, 64)])
+def test_a_fine_checkerboard_turns_grey_instead_of_waves(side: int, size: int) -> None:
+    board = (torch.arange(side).view(-1, 1) + torch.arange(side)).remainder(2).mul(255).to(torch.uint8)
+    pixels = board.expand(8, side, side)
+    for images in (plain(pixels, size), Augment(OFF, size)(pixels, generator())):
+        inner = grey(images)[:, 4:-4, 4:-4]
+        assert (inner - 0.5).abs().max() < 0.1
+
+
+def test_films_of_one_batch_may_need_different_levels() -> None:
+    config = AugmentConfig(scale_min=0.05, scale_max=1.0, flip=0.0, rotation=0.0)
+    pixels = smooth(32, 160)
+    boxes = crop_boxes(32, 160, config, generator(2)).int().tolist()
+    ours = grey(Augment(config, 32)(pixels, generator(2)))
+    for film, (left, top, width, height) in enumerate(boxes):
+        picture = pixels[film : film + 1].float() / 255
+        theirs = reference.resized_crop(picture, top, left, height, width, [32, 32], antialias=True)[0]
+        assert (ours[film] - theirs).abs()[2:-2, 2:-2].mean() < 0.02

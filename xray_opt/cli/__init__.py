@@ -1,0 +1,92 @@
+"""The command line: one file a group of commands; errors become one line and an exit code here, once.
+
+Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
+7 tracking · 130 interrupted (Ctrl-C, SIGTERM).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from xray_opt import __version__
+from xray_opt.errors import XrayError
+
+#: Command → module of this package that holds it; modules are imported when their command is called.
+COMMANDS = {
+    "tune": "tune",
+    "train": "tune",
+    "compare": "compare",
+    "evaluate": "models",
+    "predict": "models",
+    "promote": "models",
+    "weights": "models",
+    "study": "study",
+    "data": "data",
+    "gc": "upkeep",
+    "ui": "ui",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports the file of a command only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the order of ``COMMANDS``."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"xray_opt.cli.{module}"), cmd_name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="xray-opt")
+def group() -> None:
+    """Find, prove and ship the best LoRA adapter of EfficientNetV2-S for chest X-rays.
+
+    Works in the current folder (or XRAY_OPT_HOME): data/, studies/ and mlruns/ lie there. Start with
+    `xray-opt data prepare FOLDER`, then `xray-opt tune`. Not for clinical use.
+
+    Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
+    7 tracking, 130 interrupted.
+    """
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of ``xray-opt``."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        group.main(standalone_mode=False)
+    except XrayError as error:
+        fail(" ".join(str(error).split()), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(" ".join(error.format_message().split()), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:
+        # The reader (head, less) went away: nothing is wrong, and Python must not complain while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(line: str, code: int) -> None:
+    """Print one line to stderr and exit with ``code``."""
+    click.echo(f"error: {line}" if code != 130 else line, err=True)
+    sys.exit(code)

@@ -1,0 +1,28 @@
+"""``compare``: the leaderboard of a study."""
+
+from __future__ import annotations
+
+import click
+
+from xray_opt.cli.options import as_json
+from xray_opt.cli.output import print_json, print_table
+
+
+@click.command()
+@click.argument("study_name", metavar="STUDY", default="reference")
+@as_json
+def compare(study_name: str, as_json: bool) -> None:
+    """Every trial of STUDY with its settings and val F1, best first; test scores only where the test was opened.
+
+    Validation picks the winner: a test score here is for reading, never for choosing.
+    """
+    from xray_opt.config import Workspace
+    from xray_opt.scoring import leaderboard
+
+    board = leaderboard(study_name, Workspace.here())
+    if as_json:
+        print_json(board.to_dict())
+        return
+    columns, rows = board.table()
+    print_table(columns, rows, title=f"{study_name}: {board.summary}")
+    click.echo(f"test split opened {board.openings} times" if board.openings else "test split: sealed, never opened")

@@ -1,0 +1,104 @@
+"""``evaluate``, ``predict``, ``promote``, ``weights``: what is done with a trained model."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xray_opt.cli.options import as_json
+from xray_opt.cli.output import print_json, print_table
+
+CHAMPION = "models:/xray-pneumonia@champion"
+_model = click.option("--model", default=CHAMPION, show_default=True, help="MLflow model URI, or runs:/RUN_ID.")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:N, mps or cpu.")
+
+
+@click.command()
+@_model
+@click.option("--split", type=click.Choice(["val", "train", "test", "all"]), default="val", show_default=True)
+@click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
+@click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
+@_device
+@as_json
+def evaluate(model: str, split: str, data: str | None, why: str | None, device: str, as_json: bool) -> None:
+    """Score a model on a split of its own data, or on all films of another folder."""
+    from xray_opt.config import Workspace
+    from xray_opt.scoring import evaluate as score
+
+    result = score(model, split, Workspace.here(), data, why, device)
+    if as_json:
+        print_json(asdict(result))
+        return
+    click.echo(f"{result.model} on {result.split}: {result.films} films of {result.patients} patient groups")
+    rows = [
+        [f"threshold {threshold:.4f}", s.f1, s.auc, s.accuracy, s.precision, s.recall]
+        for threshold, s in ((0.5, result.at_half), (result.threshold, result.at_threshold))
+    ]
+    print_table(["", "F1", "AUC", "accuracy", "precision", "recall"], rows)
+
+
+@click.command()
+@click.argument("films", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_model
+@_device
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@as_json
+def predict(films: tuple[Path, ...], model: str, device: str, as_csv: bool, as_json: bool) -> None:
+    """Probability of pneumonia for films or folders of films. Not for clinical use.
+
+    A film that cannot be read is listed with its reason on stderr and the exit code is 3; the others are answered.
+    """
+    from xray_opt.config import Workspace
+    from xray_opt.errors import DataError
+    from xray_opt.scoring import predict as answer
+
+    rows, refused = answer(films, model, Workspace.here(), device)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(["path", "probability", "label", "threshold"])
+        writer.writerows([row.path, f"{row.probability:.6f}", row.label, f"{row.threshold:.6f}"] for row in rows)
+    else:
+        print_table(["film", "probability", "label"], [[r.path, r.probability, r.label] for r in rows])
+    for path, reason in refused:
+        click.echo(f"refused: {path}: {reason}", err=True)
+    if refused:
+        raise DataError(f"{len(refused)} of {len(refused) + len(rows)} films could not be read")
+
+
+@click.command()
+@click.option("--name", default="xray-pneumonia", show_default=True, help="Registered model.")
+@click.option("--version", "number", help="Version to promote; default: the candidate.")
+@as_json
+def promote(name: str, number: str | None, as_json: bool) -> None:
+    """Make the candidate (or another version) the champion, and show how the two compare."""
+    from xray_opt.config import Workspace
+    from xray_opt.scoring import promote as move
+
+    comparison = move(name, number, Workspace.here())
+    if as_json:
+        print_json(asdict(comparison))
+        return
+    sides = [("before", comparison.old), ("champion", comparison.new)]
+    rows: list[list[Any]] = [
+        [side, v.version, v.tags.get("xray_opt.study", ""), v.val_f1, v.tags.get("xray_opt.data_sha256", "")[:12]]
+        for side, v in sides
+        if v is not None
+    ]
+    print_table(["", "version", "study", "val F1", "data"], rows, title=name)
+    if comparison.old is not None and not comparison.same_data:
+        click.echo("the two were validated on different data: their scores cannot be compared")
+
+
+@click.command()
+def weights() -> None:
+    """Download and verify the ImageNet base weights; prints where they lie."""
+    from xray_opt.backbone import imagenet_weights
+
+    click.echo(imagenet_weights())

@@ -1,0 +1,62 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from xray_opt.config import Config, StudyConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def run_options(function: F) -> F:
+    """--data, --weights, --device, --seed, --set: what a run may be told on the command line."""
+    for option in reversed(
+        (
+            click.option("--data", metavar="PATH", help="Folder or CSV of films (data.root); default: prepared last."),
+            click.option("--weights", metavar="PATH", help="Base weights from a file (model.base)."),
+            click.option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (training.device)."),
+            click.option("--seed", type=click.IntRange(min=0), help="Seed of search and training."),
+            click.option("--set", "sets", metavar="A.B=C", multiple=True, help="Any setting by its dotted name."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def settings_from(
+    config: Config, data: str | None, weights: str | None, device: str | None, seed: int | None, sets: tuple[str, ...]
+) -> Config:
+    """``config`` with the run options applied; ``--set`` wins over the short ones."""
+    from xray_opt.config import override, parse_assignments
+
+    short = {"data.root": data, "model.base": weights, "training.device": device, "training.seed": seed}
+    values: dict[str, object] = {name: value for name, value in short.items() if value is not None}
+    return override(config, values | parse_assignments(sets))
+
+
+def study_from(name: str, rename: str | None, seed: int | None, **options: Any) -> StudyConfig:
+    """The study file ``name`` with the run options applied to its fixed settings.
+
+    Raises:
+        ConfigError: a searched setting was given as a fixed one.
+    """
+    import dataclasses
+
+    from xray_opt.config import Workspace, find_study, load_study, parse_assignments
+    from xray_opt.errors import ConfigError
+
+    study = load_study(find_study(name, Workspace.here()))
+    searched = {parameter.name for parameter in study.space}
+    if both := sorted(searched & set(parse_assignments(options["sets"]))):
+        raise ConfigError(f"{both[0]} is searched by study {study.name}; take it out of the space to fix it")
+    config = settings_from(study.config, seed=seed, **options)
+    return dataclasses.replace(
+        study, name=rename or study.name, config=config, seed=study.seed if seed is None else seed
+    )

@@ -1,0 +1,60 @@
+"""How commands print: tables that fit 80 columns, JSON for scripts, numbers in one format."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """A table on stdout; a plain one when stdout is not a terminal. The first column is left-aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row))
+    width = None if sys.stdout.isatty() else 100
+    Console(width=width, soft_wrap=False, highlight=False, markup=False).print(table)
+
+
+def cell(value: object) -> str:
+    """A value as tables show it: four decimals for scores, three digits for small numbers, ``-`` for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; NaN becomes null."""
+    click.echo(json.dumps(_plain(value), indent=2, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

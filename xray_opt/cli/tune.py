@@ -1,0 +1,118 @@
+"""``tune`` and ``train``: search, or one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xray_opt.cli.options import as_json, run_options, settings_from, study_from
+from xray_opt.cli.output import cell, duration, print_json
+from xray_opt.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from xray_opt.workers import TuneReport
+
+
+@click.command()
+@click.option("--study", "study_name", default="reference", show_default=True, help="Study file, or its short name.")
+@click.option("--name", help="Name of the study in Optuna and MLflow; default: the file's.")
+@click.option("--trials", type=click.IntRange(min=1), help="Total trials, finished and pruned, over all calls.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which no new trial starts.")
+@run_options
+@as_json
+def tune(
+    study_name: str, name: str | None, trials: int | None, timeout: float | None, as_json: bool, **options: Any
+) -> None:
+    """Search for the best adapter; run again to continue.
+
+    --trials is the study's total: the same command again does what is missing, nothing if nothing is. Ctrl-C ends
+    cleanly; the next call goes on from the interrupted trial's last epoch.
+    """
+    from xray_opt.config import Workspace
+    from xray_opt.workers import StudyWatcher
+    from xray_opt.workers import tune as run_study
+
+    study = study_from(study_name, name, **options)
+    progress = Progress(trials or study.trials)
+    watcher = StudyWatcher(
+        say=progress.say,
+        progress=progress.bar,
+        known=progress.known,
+        trial_started=progress.trial_started,
+        epoch=progress.epoch,
+        trial_ended=progress.trial_ended,
+    )
+    report = run_study(study, Workspace.here(), trials, timeout, watcher)
+    if as_json:
+        print_json(_as_dict(report))
+    else:
+        _print(report)
+
+
+def _as_dict(report: TuneReport) -> dict[str, Any]:
+    tally, best, version = report.tally, report.tally.best, report.version
+    return {
+        "study": report.study,
+        "stopped": tally.stopped,
+        "asked": tally.asked,
+        "complete": tally.complete,
+        "pruned": tally.pruned,
+        "failed": tally.failed,
+        "started_now": tally.started_now,
+        "best": best and {"trial": best.number, "val.f1": best.value, "params": best.params},
+        "registered": version and {"name": version.name, "version": version.version, "aliases": list(version.aliases)},
+        "mlflow_experiment": report.experiment_id,
+    }
+
+
+def _print(report: TuneReport) -> None:
+    tally = report.tally
+    counts = f"{tally.complete} complete, {tally.pruned} pruned, {tally.failed} failed"
+    if tally.stopped == "nothing to do":
+        click.echo(f"study {report.study} has its {tally.asked} trials already ({counts}): nothing to do")
+    else:
+        click.echo(f"study {report.study}: {counts}; {tally.started_now} trials run now")
+    if tally.best is not None:
+        click.echo(f"best: trial {tally.best.number}, val F1 {cell(tally.best.value)}")
+    if report.version is not None:
+        aliases = ", ".join(report.version.aliases) or "no alias"
+        click.echo(f"registered: {report.version.name} version {report.version.version} ({aliases})")
+    click.echo(f"next: xray-opt compare {report.study} · xray-opt ui")
+
+
+@click.command()
+@click.option("--name", help="Name of the MLflow run; default: train-DATE-TIME.")
+@click.option("--study", "study_name", help="Take the fixed settings of this study file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write adapter and base weights into this new folder.")
+@run_options
+@as_json
+def train(name: str | None, study_name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Train once, with default settings or a study's fixed ones, and log it to MLflow."""
+    from xray_opt.config import Config, Workspace, find_study, load_study
+    from xray_opt.single import TrainWatcher
+    from xray_opt.single import train as run_once
+
+    start = load_study(find_study(study_name, Workspace.here())).config if study_name else Config()
+    config = settings_from(start, **options)
+    progress = Progress()
+    progress.epochs = config.training.epochs
+    watcher = TrainWatcher(progress.say, progress.bar, lambda epoch: progress.epoch(None, epoch))
+    result = run_once(config, Workspace.here(), name, out, watcher)
+    scores = result.assessment.scores
+    if as_json:
+        print_json(
+            {
+                "run": result.run_id,
+                "best_epoch": result.best_epoch,
+                "val": vars(scores),
+                "threshold": result.assessment.threshold,
+                "seconds": result.seconds,
+            }
+        )
+        return
+    click.echo(
+        f"best epoch {result.best_epoch}: val F1 {scores.f1:.4f}, AUC {cell(scores.auc)}, "
+        f"accuracy {scores.accuracy:.4f} in {duration(result.seconds)}; MLflow run {result.run_id}"
+    )

@@ -1,0 +1,16 @@
+"""``ui``: MLflow and optuna-dashboard on the embedded stores."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--mlflow-port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--dashboard-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+def ui(mlflow_port: int, dashboard_port: int) -> None:
+    """Start both UIs on 127.0.0.1 until Ctrl-C."""
+    from xray_opt.config import Workspace
+    from xray_opt.interfaces import serve_interfaces
+
+    serve_interfaces(Workspace.here(), mlflow_port, dashboard_port, click.echo)

@@ -1,0 +1,26 @@
+"""``gc``: remove what nobody refers to."""
+
+from __future__ import annotations
+
+import click
+
+from xray_opt.cli.options import as_json
+from xray_opt.cli.output import print_json
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@as_json
+def gc(dry_run: bool, as_json: bool) -> None:
+    """Remove checkpoints, caches, MLflow runs and artifacts that nothing refers to."""
+    from xray_opt.config import Workspace
+    from xray_opt.upkeep import collect_garbage
+
+    items = collect_garbage(Workspace.here(), dry_run)
+    if as_json:
+        print_json([vars(item) for item in items])
+        return
+    for item in items:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {item.what}: {item.name} ({item.bytes / 1e6:.1f} MB)")
+    if not items:
+        click.echo("nothing to remove")

@@ -1,0 +1,45 @@
+"""Frozen settings, their dotted names, YAML, study files, and where a workspace keeps things."""
+
+from xray_opt.config.dotted import as_text, flatten, merge, override, parse_assignments
+from xray_opt.config.settings import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ImageConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+from xray_opt.config.study import Parameter, PrunerConfig, SamplerConfig, StudyConfig
+from xray_opt.config.study_file import find_study, load_study
+from xray_opt.config.workspace import Workspace
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "ImageConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Parameter",
+    "PrunerConfig",
+    "SamplerConfig",
+    "SchedulerConfig",
+    "StudyConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "Workspace",
+    "as_text",
+    "find_study",
+    "flatten",
+    "load_study",
+    "merge",
+    "override",
+    "parse_assignments",
+]

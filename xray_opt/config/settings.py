@@ -1,0 +1,239 @@
+"""Every setting of one training run, frozen and checked where it is made.
+
+A setting has one dotted name (``optimizer.learning_rate``) in YAML, in ``--set``, in Optuna's params and in
+MLflow's params. A new hyper-parameter is a field here, its use in its room, and a line of YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xray_opt.errors import ConfigError
+
+STAGES = ("early", "late", "all")
+
+
+def _require(holds: bool, name: str, wants: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{name} must be {wants}, not {value!r}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, name, "one of " + ", ".join(choices), value)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which films, and how they are split. ``data.*`` belongs to the study and may not be searched.
+
+    Attributes:
+        root: folder (Kaggle layout or class folders) or CSV with ``path,label,patient``; none means the data
+            that ``xray-opt data prepare`` prepared last.
+        seed: seed of the patient-level split.
+        train_fraction, val_fraction, test_fraction: shares of films a split, summing to 1.
+        keep_test: keep the folder's own test split and leave out other films of its patients.
+        skip_bad: leave out films that cannot be read instead of refusing the set.
+        train_films, val_films: use about so many films of a split, chosen by patient; none means all.
+    """
+
+    root: str | None = None
+    seed: int = 0
+    train_fraction: float = 0.8
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    keep_test: bool = False
+    skip_bad: bool = False
+    train_films: int | None = None
+    val_films: int | None = None
+
+    def __post_init__(self) -> None:
+        shares = (self.train_fraction, self.val_fraction, self.test_fraction)
+        _require(all(0 < share < 1 for share in shares), "data.*_fraction", "between 0 and 1", shares)
+        _require(abs(sum(shares) - 1) < 1e-6, "data.*_fraction", "shares that sum to 1", shares)
+        for name, films in (("data.train_films", self.train_films), ("data.val_films", self.val_films)):
+            _require(films is None or films >= 2, name, "at least 2, or null for all", films)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Input side in pixels of the square image that the network sees."""
+
+    size: int = 384
+
+    def __post_init__(self) -> None:
+        _require(32 <= self.size <= 1024, "image.size", "between 32 and 1024 pixels", self.size)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network and what of it is trained.
+
+    Attributes:
+        base: ``imagenet`` (downloaded and verified), ``random`` (from ``base_seed``), or a path to weights.
+        strategy: ``lora``, ``linear`` (head only) or ``full``.
+        batch_norm: ``frozen`` (evaluation mode, base statistics) or ``train`` (statistics and affine trained,
+            saved with the adapter).
+        dropout: dropout before the one-logit head.
+    """
+
+    base: str = "imagenet"
+    base_seed: int = 0
+    strategy: str = "lora"
+    batch_norm: str = "frozen"
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(bool(self.base), "model.base", "imagenet, random or a path", self.base)
+        _one_of("model.strategy", self.strategy, ("lora", "linear", "full"))
+        _one_of("model.batch_norm", self.batch_norm, ("frozen", "train"))
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (Hu et al. 2021) on the convolutions of the backbone.
+
+    Attributes:
+        rank, alpha: the update is ``alpha / rank * B @ A``.
+        dropout: dropout on the input of A.
+        stages: ``early`` (features.1–3), ``late`` (features.4–7) or ``all``.
+        targets: ``dense`` (the 79 ungrouped convolutions outside squeeze-excite and stem) or ``ungrouped``
+            (all 140 ungrouped ones).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    stages: str = "all"
+    targets: str = "dense"
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.rank <= 256, "lora.rank", "between 1 and 256", self.rank)
+        _require(self.alpha > 0, "lora.alpha", "positive", self.alpha)
+        _require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+        _one_of("lora.stages", self.stages, STAGES)
+        _one_of("lora.targets", self.targets, ("dense", "ungrouped"))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Focal loss (Lin et al. 2017): ``alpha`` weighs pneumonia, ``1 - alpha`` normal; gamma 0 is cross-entropy."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.alpha < 1, "loss.alpha", "between 0 and 1", self.alpha)
+        _require(0 <= self.gamma <= 10, "loss.gamma", "between 0 and 10", self.gamma)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    learning_rate: float = 1.0e-4
+    weight_decay: float = 1.0e-2
+
+    def __post_init__(self) -> None:
+        _require(0 < self.learning_rate < 10, "optimizer.learning_rate", "positive and below 10", self.learning_rate)
+        _require(0 <= self.weight_decay < 10, "optimizer.weight_decay", "in [0, 10)", self.weight_decay)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """ReduceLROnPlateau on validation F1: after ``patience`` epochs without gain the rate is times ``factor``."""
+
+    patience: int = 2
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 0, "scheduler.patience", "0 or more epochs", self.patience)
+        _require(0 < self.factor < 1, "scheduler.factor", "between 0 and 1", self.factor)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """RandomResizedCrop (area share and aspect range), horizontal flip, rotation in degrees either way."""
+
+    scale_min: float = 0.7
+    scale_max: float = 1.0
+    ratio_min: float = 0.75
+    ratio_max: float = 4 / 3
+    flip: float = 0.5
+    rotation: float = 15.0
+
+    def __post_init__(self) -> None:
+        scale, ratio = (self.scale_min, self.scale_max), (self.ratio_min, self.ratio_max)
+        _require(0 < scale[0] <= scale[1] <= 1, "augment.scale_min/max", "0 < min <= max <= 1", scale)
+        _require(0 < ratio[0] <= ratio[1] <= 10, "augment.ratio_min/max", "0 < min <= max <= 10", ratio)
+        _require(0 <= self.flip <= 1, "augment.flip", "a probability", self.flip)
+        _require(0 <= self.rotation <= 180, "augment.rotation", "0 to 180 degrees", self.rotation)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, with which batch, where.
+
+    Attributes:
+        epochs: at most so many passes over the training films.
+        batch_size: films an optimizer step (the effective batch).
+        micro_batch: films a forward pass; none means ``batch_size``, halved when CUDA runs out of memory.
+        early_stopping_patience: epochs without a better validation F1 before training stops.
+        seed: seed of initial adapter and head, order of films, augmentation and dropout.
+        device: ``auto`` (cuda, else mps, else cpu), ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
+        precision: ``auto`` (bf16 where the device is faster with it), ``bf16`` or ``fp32``.
+    """
+
+    epochs: int = 20
+    batch_size: int = 16
+    micro_batch: int | None = None
+    early_stopping_patience: int = 4
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
+        _require(self.batch_size >= 1, "training.batch_size", "at least 1", self.batch_size)
+        micro = self.micro_batch
+        _require(micro is None or 1 <= micro <= self.batch_size, "training.micro_batch", "1 to batch_size", micro)
+        patience = self.early_stopping_patience
+        _require(patience >= 1, "training.early_stopping_patience", "at least 1", patience)
+        known = self.device in ("auto", "cuda", "mps", "cpu") or self.device.removeprefix("cuda:").isdigit()
+        _require(known, "training.device", "auto, cuda, cuda:N, mps or cpu", self.device)
+        _one_of("training.precision", self.precision, ("auto", "bf16", "fp32"))
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow: server (none means ``MLFLOW_TRACKING_URI``, else the embedded store), registered model, sampling.
+
+    Attributes:
+        uri: tracking URI.
+        registered_model: name of the registered model.
+        system_interval: seconds between samples of CPU, RAM and GPU use; 0 switches them off.
+    """
+
+    uri: str | None = None
+    registered_model: str = "xray-pneumonia"
+    system_interval: float = 5.0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.registered_model), "tracking.registered_model", "a name", self.registered_model)
+        _require(self.system_interval >= 0, "tracking.system_interval", "0 or more seconds", self.system_interval)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run; ``flatten`` gives their dotted names, ``override`` a changed copy."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

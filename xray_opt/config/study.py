@@ -1,0 +1,97 @@
+"""What a study is: fixed settings, search space, sampler, pruner, known-good settings, storage."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from xray_opt.config.dotted import Scalar, flatten, override
+from xray_opt.config.settings import Config
+
+SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp")
+PRUNERS = ("median", "hyperband", "none")
+#: Settings that change where and how a run is executed or recorded, but not what it computes.
+NOT_RULES = ("training.device", "training.micro_batch", "tracking.", "data.root")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched setting.
+
+    Attributes:
+        name: dotted name of the setting.
+        kind: ``float``, ``int`` or ``categorical``.
+        low, high: inclusive bounds (float, int).
+        log: sample on a logarithmic scale.
+        step: grid of an int or float parameter; none means continuous (float) or 1 (int).
+        choices: values of a categorical parameter.
+        when: searched only where these settings have these values, for example ``{"model.strategy": "lora"}``.
+    """
+
+    name: str
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Scalar, ...] = ()
+    when: dict[str, Scalar] = field(default_factory=dict)
+
+    def applies(self, values: dict[str, Scalar]) -> bool:
+        """Whether the condition holds for the settings chosen so far (dotted name → value)."""
+        return all(values.get(name) == wanted for name, wanted in self.when.items())
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Sampler by name; ``startup_trials`` random ones before TPE, ``multivariate`` models parameters jointly."""
+
+    name: str = "tpe"
+    startup_trials: int = 8
+    multivariate: bool = True
+
+
+@dataclass(frozen=True)
+class PrunerConfig:
+    """Pruner by name; nothing is pruned in the first ``startup_trials`` trials or ``warmup_epochs`` epochs."""
+
+    name: str = "median"
+    startup_trials: int = 4
+    warmup_epochs: int = 2
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study: what is fixed, what is searched, and how."""
+
+    name: str
+    config: Config = field(default_factory=Config)
+    space: tuple[Parameter, ...] = ()
+    trials: int = 20
+    seed: int = 0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    enqueue: tuple[dict[str, Scalar], ...] = ()
+    storage: str | None = None
+
+    def settings(self, params: dict[str, Scalar]) -> Config:
+        """The config of a trial with these params (dotted name → value)."""
+        return override(self.config, params)
+
+    def rules(self) -> dict[str, Any]:
+        """What must not change within a study: fixed settings, space, seed (JSON-ready)."""
+        searched = {parameter.name for parameter in self.space}
+        fixed = {
+            name: value
+            for name, value in flatten(self.config).items()
+            if name not in searched and not name.startswith(NOT_RULES)
+        }
+        space = [json.loads(json.dumps(dataclasses.asdict(parameter))) for parameter in self.space]
+        return {"fixed": fixed, "space": space, "seed": self.seed}
+
+    def rules_digest(self) -> str:
+        """SHA-256 of ``rules()``."""
+        return hashlib.sha256(json.dumps(self.rules(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,182 @@
+"""Reads a study file, which is what a sweep file was, and checks every line of it.
+
+``find_study`` finds one in the workspace or among those that ship with the package; ``load_study`` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from xray_opt.config.dotted import Scalar, checked, flatten, mapping, merge, override, read_text, read_yaml
+from xray_opt.config.settings import Config
+from xray_opt.config.study import PRUNERS, SAMPLERS, Parameter, PrunerConfig, SamplerConfig, StudyConfig
+from xray_opt.config.workspace import Workspace
+from xray_opt.errors import ConfigError
+
+
+def shipped_studies() -> Path:
+    """Folder of the study files that come with the package (wheel) or stand in the checkout."""
+    inside = Path(__file__).parent.parent / "studies"
+    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "studies"
+
+
+def find_study(name: str, workspace: Workspace) -> Path:
+    """Path of a study file given as path, as ``studies/laptop.yaml`` or as ``laptop``."""
+    stem = Path(name).stem
+    candidates = (Path(name), workspace.root / name, workspace.studies / f"{stem}.yaml", shipped_studies() / f"{stem}.yaml")
+    plain = name in (stem, f"studies/{stem}.yaml")
+    for candidate in candidates if plain else candidates[:2]:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(path.stem for path in shipped_studies().glob("*.yaml")))
+    raise ConfigError(f"no study file {name!r}; give a path or one of the shipped studies: {shipped}")
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read and check a study file.
+
+    Raises:
+        ConfigError: one line that names the file, the key and what it should be.
+    """
+    where = str(path)
+    document = mapping(read_yaml(read_text(path), where), where)
+    allowed = {f.name for f in dataclasses.fields(StudyConfig)}
+    if unknown := sorted(set(document) - allowed):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; a study file has {', '.join(sorted(allowed))}")
+    config = merge(Config(), document.get("config"), f"{where}: config")
+    space = tuple(
+        _parameter(name, spec, f"{where}: space.{name}") for name, spec in mapping(document.get("space"), where).items()
+    )
+    _check_conditions(space, config, where)
+    name = _text(document.get("name", path.stem), f"{where}: name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"{where}: name must be letters, digits, '.', '_' or '-', not {name!r}")
+    storage = document.get("storage")
+    return StudyConfig(
+        name=name,
+        config=config,
+        space=space,
+        trials=_whole(document.get("trials", 20), f"{where}: trials", 1),
+        seed=_whole(document.get("seed", 0), f"{where}: seed", 0),
+        sampler=_section(SamplerConfig, document.get("sampler"), f"{where}: sampler", SAMPLERS),
+        pruner=_section(PrunerConfig, document.get("pruner"), f"{where}: pruner", PRUNERS),
+        enqueue=_enqueued(document.get("enqueue"), space, config, where),
+        storage=None if storage is None else _text(storage, f"{where}: storage"),
+    )
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise ConfigError(f"{where} must be text, not {value!r}")
+
+
+def _whole(value: object, where: str, least: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise ConfigError(f"{where} must be a whole number of at least {least}, not {value!r}")
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    raise ConfigError(f"{where} must be a number, not {value!r}")
+
+
+def _section(kind: Any, value: object, where: str, names: tuple[str, ...]) -> Any:
+    given = mapping(value, where)
+    hints = {f.name: f for f in dataclasses.fields(kind)}
+    for key, item in given.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key {key!r}; it has {', '.join(hints)}")
+        if isinstance(hints[key].default, bool):
+            if not isinstance(item, bool):
+                raise ConfigError(f"{where}.{key} must be true or false, not {item!r}")
+        elif isinstance(hints[key].default, int):
+            _whole(item, f"{where}.{key}", 0)
+    if given.get("name", names[0]) not in names:
+        raise ConfigError(f"{where}.name must be one of {', '.join(names)}, not {given['name']!r}")
+    return kind(**given)
+
+
+def _parameter(name: str, spec: object, where: str) -> Parameter:
+    if name.startswith(("data.", "tracking.")):
+        raise ConfigError(f"{where}: {name.split('.')[0]}.* may not be searched: it belongs to the study")
+    given = dict(mapping(spec, where))
+    if unknown := sorted(set(given) - {"type", "low", "high", "log", "step", "choices", "when"}):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; it has type, low, high, log, step, choices, when")
+    kind = given.get("type")
+    when = {key: checked(key, value) for key, value in mapping(given.get("when"), f"{where}.when").items()}
+    try:
+        if kind == "categorical":
+            return _categorical(name, given, when, where)
+        if kind in ("float", "int"):
+            return _range(name, kind, given, when, where)
+    except ConfigError as error:
+        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
+    raise ConfigError(f"{where}.type must be float, int or categorical, not {kind!r}")
+
+
+def _categorical(name: str, given: dict[str, Any], when: dict[str, Scalar], where: str) -> Parameter:
+    choices = given.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise ConfigError(f"{where}.choices must be a list of at least one value")
+    typed = tuple(checked(name, choice) for choice in choices)
+    if len(set(typed)) < len(typed):
+        raise ConfigError(f"{where}.choices names a value twice")
+    for choice in typed:
+        override(Config(), {name: choice})
+    return Parameter(name, "categorical", choices=typed, when=when)
+
+
+def _range(name: str, kind: str, given: dict[str, Any], when: dict[str, Scalar], where: str) -> Parameter:
+    low, high = (_number(given.get(key), f"{where}.{key}") for key in ("low", "high"))
+    step = None if given.get("step") is None else _number(given["step"], f"{where}.step")
+    log = given.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}.log must be true or false, not {log!r}")
+    if low > high or (log and low <= 0) or (log and step is not None) or (step is not None and step <= 0):
+        raise ConfigError(f"{where} needs low <= high, low > 0 with log, and a positive step only without log")
+    if kind == "int" and any(isinstance(value, float) for value in (low, high, step)):
+        raise ConfigError(f"{where} of type int needs whole numbers")
+    for bound in (low, high):
+        override(Config(), {name: bound})
+    return Parameter(name, kind, low=low, high=high, log=log, step=step, when=when)
+
+
+def _check_conditions(space: tuple[Parameter, ...], config: Config, where: str) -> None:
+    known = set(flatten(config)) - {parameter.name for parameter in space}
+    for parameter in space:
+        if missing := sorted(set(parameter.when) - known):
+            raise ConfigError(f"{where}: space.{parameter.name}.when names {missing[0]}, which must stand above it")
+        known.add(parameter.name)
+
+
+def _enqueued(value: object, space: tuple[Parameter, ...], config: Config, where: str) -> tuple[dict[str, Scalar], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: enqueue must be a list of settings")
+    return tuple(_known_good(item, space, config, f"{where}: enqueue[{i}]") for i, item in enumerate(value))
+
+
+def _known_good(item: object, space: tuple[Parameter, ...], config: Config, where: str) -> dict[str, Scalar]:
+    searched = {parameter.name: parameter for parameter in space}
+    typed = {}
+    for name, value in mapping(item, where).items():
+        if name not in searched:
+            raise ConfigError(f"{where}: {name} is not in the space")
+        typed[name] = checked(name, value)
+        parameter = searched[name]
+        inside = (
+            typed[name] in parameter.choices
+            if parameter.kind == "categorical"
+            else parameter.low <= typed[name] <= parameter.high  # type: ignore[operator]
+        )
+        if not inside:
+            raise ConfigError(f"{where}: {name}={value!r} lies outside the space")
+    override(config, typed)
+    return typed

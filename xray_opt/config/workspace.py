@@ -1,0 +1,53 @@
+"""Where one workspace keeps its data, studies and runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder that holds ``data/``, ``studies/`` and ``mlruns/``; nothing is written outside it but the weight cache."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> Workspace:
+        """``XRAY_OPT_HOME`` if set, else the current folder."""
+        return cls(Path(os.environ.get("XRAY_OPT_HOME") or Path.cwd()).resolve())
+
+    @property
+    def data(self) -> Path:
+        """Data sets, manifests, caches and the salt."""
+        return self.root / "data"
+
+    @property
+    def manifests(self) -> Path:
+        """Prepared manifests, one file a split."""
+        return self.data / "manifests"
+
+    @property
+    def caches(self) -> Path:
+        """Decoded films, one memmap a manifest and side."""
+        return self.data / "cache"
+
+    @property
+    def studies(self) -> Path:
+        """Study files of the user, and the embedded Optuna database."""
+        return self.root / "studies"
+
+    @property
+    def study_database(self) -> Path:
+        """SQLite file of Optuna's embedded storage."""
+        return self.studies / "optuna.db"
+
+    def study_folder(self, study: str) -> Path:
+        """What one study keeps on this machine: its base weights and the checkpoints of unfinished trials."""
+        return self.studies / "state" / study
+
+    @property
+    def mlruns(self) -> Path:
+        """Embedded MLflow: database and artifacts."""
+        return self.root / "mlruns"

@@ -1,0 +1,137 @@
+"""Which films a source holds: Kaggle's layout, class folders, or a CSV. Names and sizes only, nothing is opened.
+
+    train|val|test / NORMAL|PNEUMONIA / film      Kaggle's layout
+    NORMAL|PNEUMONIA / film                       class folders
+    films.csv: path,label,patient[,subtype][,split]
+
+Folder names are read in any case. Where a folder holds no layout itself the one folder inside it that does is taken;
+the second ``chest_xray`` that Kaggle's archive carries inside the first one is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xray_opt.dataset.names import LABELS, shown
+from xray_opt.dataset.records import Entry
+from xray_opt.dataset.table import read_table
+from xray_opt.errors import DataError
+
+LAYOUTS = "train/val/test folders with NORMAL and PNEUMONIA inside, NORMAL and PNEUMONIA folders, or a CSV path,label,patient"
+_CLASS_FOLDERS = {name.lower(): label for label, name in enumerate(LABELS)}
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NOT_FILMS = {"thumbs.db", "desktop.ini", "__macosx"}
+_DEPTH = 3  # kagglehub's versions/2/chest_xray and one more
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a source, sorted by path.
+
+    Attributes:
+        source: absolute path of the folder or CSV.
+        root: absolute folder to which the paths are relative.
+    """
+
+    source: Path
+    root: Path
+    entries: tuple[Entry, ...]
+
+    def fingerprint(self) -> str:
+        """Cheap digest of names, sizes and modification times: equal means nothing was touched."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            line = (entry.path, entry.label, entry.folder, entry.patient, entry.subtype, *_stamp(self.root / entry.path))
+            digest.update(repr(line).encode())
+        return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        facts = path.stat()
+    except OSError:  # a dangling link: the inspection lists it as a bad film
+        return (-1, -1)
+    return (facts.st_size, facts.st_mtime_ns)
+
+
+def index(source: str | Path) -> Listing:
+    """List the films of a folder or CSV.
+
+    Raises:
+        DataError: no such source, no known layout, two sets side by side, a class missing, or a fault in the CSV.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if path.is_file():
+        root, entries = path.parent, read_table(path)
+    elif path.is_dir():
+        root = path = _find_layout(path)
+        entries = list(_films(root))
+    else:
+        raise DataError(f"there is no folder or CSV {path}; data.root must name {LAYOUTS}")
+    for label, name in enumerate(LABELS):
+        if not any(entry.label == label for entry in entries):
+            raise DataError(f"{path} holds no {name} film; it must hold films of both classes, as {LAYOUTS}")
+    return Listing(path, root, tuple(sorted(entries, key=lambda entry: entry.path)))
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _NOT_FILMS
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if _visible(child.name) and child.is_dir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
+
+
+def _has_layout(folder: Path) -> bool:
+    names = {child.name.lower(): child for child in _folders(folder)}
+    if names.keys() & _CLASS_FOLDERS.keys():
+        return True
+    splits = [names[name] for name in names.keys() & _SPLIT_FOLDERS.keys()]
+    return any(child.name.lower() in _CLASS_FOLDERS for split in splits for child in _folders(split))
+
+
+def _find_layout(folder: Path) -> Path:
+    level = [folder]
+    for _ in range(_DEPTH):
+        found = [candidate for candidate in level if _has_layout(candidate)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DataError(f"{folder} holds {len(found)} sets of films; give one of them: {shown([str(f) for f in found])}")
+        level = [child for candidate in level for child in _folders(candidate)]
+    raise DataError(f"{folder} holds no films in a known layout; it must be {LAYOUTS}")
+
+
+def _films(root: Path) -> Iterator[Entry]:
+    children = _folders(root)
+    splits = [child for child in children if child.name.lower() in _SPLIT_FOLDERS]
+    classes = [child for child in children if child.name.lower() in _CLASS_FOLDERS]
+    if splits and classes:
+        raise DataError(f"{root} holds both split folders ({splits[0].name}) and class folders ({classes[0].name}); keep one layout")
+    for folder in classes:
+        yield from _class_films(root, folder, "")
+    for split in splits:
+        for folder in _folders(split):
+            if folder.name.lower() not in _CLASS_FOLDERS:
+                raise DataError(f"{folder} is no class folder; {split} may hold {' and '.join(LABELS)} only, so move it away")
+            yield from _class_films(root, folder, _SPLIT_FOLDERS[split.name.lower()])
+
+
+def _class_films(root: Path, folder: Path, split: str) -> Iterator[Entry]:
+    label = _CLASS_FOLDERS[folder.name.lower()]
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if _visible(name))
+        for name in files:
+            if _visible(name):
+                yield Entry((Path(place) / name).relative_to(root).as_posix(), label, split)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions") from error

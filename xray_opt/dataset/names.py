@@ -1,0 +1,71 @@
+"""What a file name tells: the patient and the kind of pneumonia, by the grammar of the Kaggle set.
+
+``personN_bacteria_M``, ``personN_virus_M`` (one film has a further ``_K``), ``IM-NNNN-MMMM[-KKKK]`` and the same
+after ``NORMAL2-``. Whether ``person7_bacteria_…`` and ``person7_virus_…`` are one child is not known, nor whether
+``IM-0095`` and ``NORMAL2-IM-0095`` are: each pair is one patient here, which is the safe choice.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Class names in the order of their label: 0 is NORMAL, 1 is PNEUMONIA (the positive class).
+LABELS = ("NORMAL", "PNEUMONIA")
+SUBTYPES = ("normal", "bacteria", "virus", "unknown")
+GRAMMAR = "personN_bacteria_M, personN_virus_M, IM-NNNN-MMMM or NORMAL2-IM-NNNN-MMMM"
+
+_IGNORE = re.IGNORECASE | re.ASCII
+_PERSON = re.compile(r"person(\d+)", _IGNORE)
+_PERSON_FILM = re.compile(r"person(\d+)_(bacteria|virus)_\d+(?:_\d+)?", _IGNORE)
+_IM = re.compile(r"(?:NORMAL\d*-)?IM-(\d+)", _IGNORE)
+_IM_FILM = re.compile(r"(?:NORMAL\d*-)?IM-(\d+)-\d+(?:-\d+)?", _IGNORE)
+
+
+@dataclass(frozen=True)
+class Name:
+    """Patient key and subtype (``normal``, ``bacteria`` or ``virus``) that a file name tells."""
+
+    patient: str
+    subtype: str
+
+
+def read_name(file_name: str) -> Name | None:
+    """Read a file name with or without its extension; none where the grammar does not match."""
+    stem = file_name.rpartition(".")[0] or file_name
+    if person := _PERSON_FILM.fullmatch(stem):
+        return Name(_person(person), person[2].lower())
+    if im := _IM_FILM.fullmatch(stem):
+        return Name(_im(im), "normal")
+    return None
+
+
+def patient_key(patient: str) -> str:
+    """One spelling for one patient: ``NORMAL2-IM-95`` → ``IM-0095``; what the grammar does not know stays as it is."""
+    text = patient.strip()
+    if person := _PERSON.fullmatch(text) or _PERSON_FILM.fullmatch(text):
+        return _person(person)
+    if im := _IM.fullmatch(text) or _IM_FILM.fullmatch(text):
+        return _im(im)
+    return text
+
+
+def _person(match: re.Match[str]) -> str:
+    return f"person{int(match[1])}"
+
+
+def _im(match: re.Match[str]) -> str:
+    return f"IM-{int(match[1]):04d}"
+
+
+def subtype_of(label: int, name: Name | None) -> str:
+    """Subtype of a film: the label decides between normal and pneumonia, the name between bacteria and virus."""
+    if label == 0:
+        return "normal"
+    return "unknown" if name is None or name.subtype == "normal" else name.subtype
+
+
+def shown(paths: list[str], most: int = 5) -> str:
+    """The first few paths for a message of one line, whatever bytes the names hold."""
+    safe = [path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n") for path in paths[:most]]
+    return ", ".join(safe) + (", …" if len(paths) > most else "")

@@ -1,0 +1,153 @@
+"""From a source to a manifest: index, open every film once, group, split, limit; and remembering what was prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from xray_opt.config import DataConfig, Workspace
+from xray_opt.dataset.films import Facts, dicom_patient, inspect
+from xray_opt.dataset.index import Listing, index
+from xray_opt.dataset.manifest import Manifest, manifest_name, settings_of, write_atomic
+from xray_opt.dataset.names import GRAMMAR, patient_key, read_name, shown, subtype_of
+from xray_opt.dataset.records import Entry, Film, LeftOut
+from xray_opt.dataset.split import split_films
+from xray_opt.errors import BadFilm, DataError
+
+Progress = Callable[[int, int], None]
+
+
+def prepare(config: DataConfig, progress: Progress | None = None) -> Manifest:
+    """Index, check, group and split the films of ``config.root``.
+
+    Args:
+        progress: called with (films done, films in all) after each film.
+
+    Raises:
+        DataError: no root, an unknown layout, films that cannot be used (unless ``skip_bad``), file names that
+            tell no patient, or too few patients for the split.
+    """
+    if config.root is None:
+        raise DataError("data.root is not set; name a folder of films or a CSV, for example --set data.root=chest_xray")
+    return _prepare(index(config.root), config, progress)
+
+
+def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None = None) -> Manifest:
+    """The manifest of these settings: the saved one while its source is untouched, else a new one, saved.
+
+    Raises:
+        DataError: as ``prepare``; or no root is set and nothing was prepared in this workspace.
+    """
+    config = settled(config, workspace)
+    listing = index(config.root or "")
+    path = workspace.manifests / manifest_name(str(listing.source), settings_of(config))
+    if path.is_file() and (saved := _saved(path)) and saved.fingerprint == listing.fingerprint():
+        return saved
+    manifest = _prepare(listing, config, progress)
+    manifest.save(workspace.manifests)
+    return manifest
+
+
+def _saved(path: Path) -> Manifest | None:
+    try:
+        return Manifest.load(path)
+    except DataError:  # derived from the source: a damaged or older one is made anew
+        return None
+
+
+def remember(manifest: Manifest, workspace: Workspace) -> None:
+    """Make this set the one that ``data.root: null`` stands for in the workspace (``data prepare`` calls it)."""
+    source = Path(manifest.source or manifest.root)
+    inside = source.is_relative_to(workspace.root)  # a workspace may be moved with the data in it
+    root = source.relative_to(workspace.root).as_posix() if inside else str(source)
+    note = json.dumps({"root": root, "settings": manifest.settings}, indent=2)
+    write_atomic(workspace.data / "prepared.json", note.encode() + b"\n")
+
+
+def settled(config: DataConfig, workspace: Workspace) -> DataConfig:
+    """The config with its root filled in. Without a root it is the set prepared last, and every ``data.*`` setting that
+    stands at its default is taken from there too; a setting of one's own stays.
+
+    Raises:
+        DataError: nothing was prepared, or what was remembered cannot be read.
+    """
+    if config.root is not None:
+        return config
+    path = workspace.data / "prepared.json"
+    if not path.is_file():
+        raise DataError(f"no data was prepared in {workspace.root}; run xray-opt data prepare FOLDER, or set data.root")
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        untouched = [name for name, value in settings_of(config).items() if value == settings_of(DataConfig())[name]]
+        known = {name: note["settings"][name] for name in untouched}
+        return dataclasses.replace(config, root=str(workspace.root / note["root"]), **known)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read {path}: {error}; run xray-opt data prepare FOLDER again") from error
+
+
+def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) -> Manifest:
+    fingerprint = listing.fingerprint()  # before reading: what changes meanwhile is seen the next time
+    films, bad = _examined(listing, progress)
+    if bad and not config.skip_bad:
+        worst = shown([f"{item.path} ({item.reason})" for item in bad])
+        raise DataError(
+            f"{len(bad)} of {len(listing.entries)} films in {listing.root} cannot be used: {worst}; "
+            "mend them, or leave them out with --skip-bad"
+        )
+    if nameless := [film.path for film in films if not film.patient]:
+        raise DataError(
+            f"{len(nameless)} file names in {listing.root} tell no patient: {shown(nameless)}; they must be {GRAMMAR}, "
+            "or give a CSV path,label,patient in place of the folder"
+        )
+    placed, unplaced = split_films(films, config)
+    left_out = tuple(sorted((*bad, *unplaced), key=lambda item: item.path))
+    return Manifest(str(listing.root), placed, left_out, settings_of(config), str(listing.source), fingerprint)
+
+
+def _examined(listing: Listing, progress: Progress | None) -> tuple[list[Film], list[LeftOut]]:
+    films, bad = [], []
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        results = pool.map(lambda entry: _examine(listing.root, entry), listing.entries)
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Film):
+                films.append(result)
+            else:
+                bad.append(result)
+            if progress:
+                progress(done, len(listing.entries))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of films
+    return films, bad
+
+
+def _examine(root: Path, entry: Entry) -> Film | LeftOut:
+    try:
+        facts = inspect(root / entry.path)
+        name = read_name(Path(entry.path).name)
+        patient = entry.patient or _patient(root / entry.path, facts) or (name.patient if name else "")
+    except BadFilm as error:
+        return LeftOut(entry.path, str(error))
+    return Film(
+        path=entry.path,
+        label=entry.label,
+        patient=patient,
+        subtype=entry.subtype or subtype_of(entry.label, name),
+        folder=entry.folder,
+        group=patient,
+        split="",
+        sha256=facts.sha256,
+        bytes=facts.bytes,
+        width=facts.width,
+        height=facts.height,
+        mode=facts.mode,
+    )
+
+
+def _patient(path: Path, facts: Facts) -> str:
+    """Patient of a DICOM header, empty for other films and where the header was anonymised."""
+    return patient_key(dicom_patient(path)) if facts.mode.startswith("DICOM") else ""

@@ -1,0 +1,107 @@
+"""A CSV of films: ``path,label,patient`` and, if wanted, ``subtype`` and ``split``. Faults name their line."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from xray_opt.dataset.names import LABELS, SUBTYPES, patient_key
+from xray_opt.dataset.records import SPLITS, Entry
+from xray_opt.errors import DataError
+
+_REQUIRED = ("path", "label", "patient")
+_OPTIONAL = ("subtype", "split")
+_LABELS = {name.lower(): label for label, name in enumerate(LABELS)} | {"0": 0, "1": 1}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row with where it stands, so that every fault can say it."""
+
+    table: Path
+    number: int
+    cells: dict[str, str]
+
+    def refuse(self, fault: str) -> NoReturn:
+        raise DataError(f"{self.table} line {self.number}: {fault}")
+
+    def one_of(self, column: str, allowed: tuple[str, ...]) -> str:
+        value = self.cells.get(column, "").lower()
+        if value and value not in allowed:
+            self.refuse(f"{column} must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+
+def read_table(path: Path) -> list[Entry]:
+    """Entries of a CSV; paths are relative to its folder.
+
+    Raises:
+        DataError: a missing column, an unknown label, a path twice, outside the folder or missing, an empty
+            patient, or a split on some rows only: one line with the line number.
+    """
+    lines = _read(path)
+    entries: dict[str, Entry] = {}
+    for line in lines:
+        entry = _entry(line)
+        if entry.path in entries:
+            line.refuse(f"the path {entry.path} stands twice")
+        entries[entry.path] = entry
+    with_split = sum(bool(entry.folder) for entry in entries.values())
+    if with_split not in (0, len(entries)):
+        first = next(line for line in lines if not line.cells.get("split"))
+        first.refuse("no split, while other rows have one; give every row a split or none")
+    return list(entries.values())
+
+
+def _read(path: Path) -> list[_Line]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            _check_columns(path, columns)
+            return [_line(path, reader.line_num, columns, row) for row in reader if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path} as a CSV in UTF-8: {error}") from error
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    if missing := [name for name in _REQUIRED if name not in columns]:
+        found = ", ".join(columns)[:80] or "nothing"
+        raise DataError(f"{path} line 1: no column {missing[0]!r}; a CSV of films starts with path,label,patient, not {found!r}")
+    for name in (*_REQUIRED, *_OPTIONAL):
+        if columns.count(name) > 1:
+            raise DataError(f"{path} line 1: the column {name!r} stands twice")
+
+
+def _line(path: Path, number: int, columns: list[str], row: list[str]) -> _Line:
+    line = _Line(path, number, dict(zip(columns, (cell.strip() for cell in row), strict=False)))
+    if len(row) != len(columns):
+        line.refuse(f"{len(row)} cells under {len(columns)} columns; put a cell that holds a comma in quotes")
+    return line
+
+
+def _entry(line: _Line) -> Entry:
+    label = _LABELS.get(line.cells["label"].lower())
+    if label is None:
+        line.refuse(f"label must be NORMAL, PNEUMONIA, 0 or 1, not {line.cells['label']!r}")
+    if not line.cells["patient"]:
+        line.refuse("the patient is empty; films of one child must share a patient so that they stay in one split")
+    subtype = line.one_of("subtype", SUBTYPES)
+    if subtype and (subtype == "normal") != (label == 0):
+        line.refuse(f"subtype {subtype!r} contradicts the label {LABELS[label]}")
+    return Entry(_path(line), label, line.one_of("split", SPLITS), patient_key(line.cells["patient"]), subtype)
+
+
+def _path(line: _Line) -> str:
+    given, folder = line.cells["path"], line.table.parent
+    if not given:
+        line.refuse("the path is empty")
+    path = Path(os.path.normpath(folder / given))
+    if not path.is_relative_to(folder):
+        line.refuse(f"{given} lies outside the CSV's folder {folder}; put the CSV above its films")
+    if not path.is_file():
+        line.refuse(f"there is no file {given} in {folder}")
+    return path.relative_to(folder).as_posix()

@@ -1,0 +1,98 @@
+"""Every error that a user may cause or meet, as one tree.
+
+    XrayError                 exit code 1
+    ├── ConfigError           2   a setting, a study file or an option is wrong
+    ├── DataError             3   films, manifests, caches
+    │   ├── BadFilm               one film cannot be used (the reason says why)
+    │   └── AuditError            the audit found a leak or unusable films
+    ├── ModelError            4   base weights and adapter bundles
+    │   └── BaseMismatch          an adapter met another base than the one it was trained on
+    ├── TrainingError         5   a training run ended without a result; ``reason`` names the kind
+    │   ├── NotFinite             reason ``nan``
+    │   └── OutOfMemory           reason ``oom``
+    ├── StudyError            6   the search: changed rules, too many failed trials
+    └── TrackingError         7   MLflow: tracking server, registry
+    Pruned                        not an error: a watcher ends a trial that is not worth finishing
+
+The message says what is wrong, where, and what to do next, in one line. ``cli`` turns it into that line and
+the exit code, once. Ctrl-C exits with 130.
+"""
+
+
+class XrayError(Exception):
+    """Base of all errors with one clear line for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(XrayError):
+    """A setting, a study file or an option is wrong."""
+
+    exit_code = 2
+
+
+class DataError(XrayError):
+    """Films, manifests or caches cannot be used as they are."""
+
+    exit_code = 3
+
+
+class BadFilm(DataError):
+    """One film cannot be used; the message is the reason alone, without the path."""
+
+
+class AuditError(DataError):
+    """The audit found a leak across splits or films that cannot be used."""
+
+
+class ModelError(XrayError):
+    """Base weights or an adapter bundle cannot be used."""
+
+    exit_code = 4
+
+
+class BaseMismatch(ModelError):
+    """An adapter bundle was given another base than the one it was trained on."""
+
+
+class TrainingError(XrayError):
+    """A training run ended without a result; ``reason`` is its short kind for MLflow's tag ``reason``."""
+
+    exit_code = 5
+    reason = "error"
+
+
+class NotFinite(TrainingError):
+    """The loss or a score became NaN or infinite."""
+
+    reason = "nan"
+
+
+class OutOfMemory(TrainingError):
+    """Memory ran out even at a micro-batch of one film."""
+
+    reason = "oom"
+
+
+class StudyError(XrayError):
+    """The search cannot go on: its rules changed, or too many trials failed."""
+
+    exit_code = 6
+
+
+class TrackingError(XrayError):
+    """The tracking server or the model registry refused or cannot be reached."""
+
+    exit_code = 7
+
+
+class Pruned(Exception):
+    """Raised by a watcher of epochs to end a trial that is not worth finishing.
+
+    Args:
+        epoch: the last epoch (counted from 1) that was trained.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"pruned after epoch {epoch}")
+        self.epoch = epoch

@@ -1,0 +1,111 @@
+"""The one composition root: train one config, track it, save its adapter, record its fp32 scores.
+
+Knows no Optuna: who wants to prune passes a ``watch`` that raises :class:`~xray_opt.errors.Pruned`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from xray_opt.adapter import Bundle, load_bundle, make_bundle, save_bundle
+from xray_opt.backbone import Base, resolve_device
+from xray_opt.cache import Images
+from xray_opt.config import Config
+from xray_opt.dataset import Pseudonyms
+from xray_opt.evaluate import Assessment, assess, predict
+from xray_opt.tracking import Run, Tracking
+from xray_opt.trainer import Epoch, Trainer
+
+#: Folder of the adapter bundle among the artifacts of a run.
+ADAPTER_ARTIFACT = "adapter"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one finished run gave.
+
+    Attributes:
+        run_id: MLflow run.
+        best_epoch: epoch whose weights were kept.
+        epochs: every epoch, also those trained before a resume.
+        assessment: fp32 validation scores of the saved adapter, at 0.5 and at its own threshold.
+        seconds: wall time from first film to last artifact.
+    """
+
+    run_id: str
+    best_epoch: int
+    epochs: tuple[Epoch, ...]
+    assessment: Assessment
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: its settings, its place in the tracking, its checkpoint, and who watches.
+
+    ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint, ``started`` the run's id.
+    """
+
+    config: Config
+    name: str
+    params: dict[str, object]
+    tags: dict[str, str]
+    checkpoint: Path | None = None
+    watch: Callable[[Epoch], None] = lambda epoch: None
+    replay: Callable[[Epoch], None] = lambda epoch: None
+    started: Callable[[str], None] = lambda run_id: None
+    say: Callable[[str], None] = lambda line: None
+
+
+def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pseudonyms: Pseudonyms) -> Result:
+    """Train and record ``job``; the run's state in MLflow follows from how this ends (see ``tracking.Run``).
+
+    Raises:
+        Pruned: from ``job.watch``.
+        TrainingError: no result (NaN, memory).
+    """
+    began = time.monotonic()
+    with tracking.run(job.name, job.config, job.params, job.tags) as run:
+        job.started(run.id)
+        trainer = Trainer(job.config, images, base, job.checkpoint, job.say)
+        for epoch in trainer.resumed:
+            run.log_epoch(epoch)
+            job.replay(epoch)
+        for epoch in trainer.epochs():
+            run.log_epoch(epoch)
+            job.watch(epoch)
+        assessment = _record(job, trainer, images, base, run, pseudonyms)
+        seconds = time.monotonic() - began
+        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds)
+
+
+def _record(
+    job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms
+) -> Assessment:
+    """Save the best adapter, score what was saved in fp32, log both.
+
+    The adapter is saved twice: once to be read back and scored, then with the threshold found by that.
+    """
+    network = trainer.best()
+    draft = make_bundle(network, base, job.config, images.side)
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        save_bundle(network, Path(folder) / "draft", draft)
+        saved, _ = load_bundle(Path(folder) / "draft", base)
+        device = resolve_device(job.config.training.device)
+        probabilities = predict(saved, images.val, job.config.image.size, device)
+        assessment = assess(images.val.labels, probabilities)
+        bundle = _with_scores(draft, assessment, trainer.best_epoch)
+        run.log_folder(save_bundle(saved, Path(folder) / ADAPTER_ARTIFACT, bundle), ADAPTER_ARTIFACT)
+    run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
+    run.log_metrics({f"best.{name}": value for name, value in asdict(assessment.scores).items()})
+    run.log_metrics({"best.epoch": trainer.best_epoch, "best.threshold": assessment.threshold})
+    return assessment
+
+
+def _with_scores(draft: Bundle, assessment: Assessment, epoch: int) -> Bundle:
+    scores = {f"val.{name}": value for name, value in asdict(assessment.scores).items()}
+    return replace(draft, threshold=assessment.threshold, scores=scores | {"best.epoch": float(epoch)})

@@ -1,0 +1,124 @@
+"""Starts the two user interfaces, MLflow's and optuna-dashboard, on the embedded stores of a workspace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.errors import XrayError
+from xray_opt.mlflow_client import connect
+from xray_opt.tuning import list_studies, storage_url
+
+HOST = "127.0.0.1"
+#: Seconds that a server may take to answer; MLflow imports much.
+PATIENCE = 120
+
+
+def serve_interfaces(
+    workspace: Workspace, mlflow_port: int, dashboard_port: int, say: Callable[[str], None]
+) -> None:
+    """Run both until Ctrl-C or until one of them ends; both are ended then.
+
+    Raises:
+        XrayError: a port is taken, or a server ended or did not answer; the line says which.
+    """
+    if mlflow_port == dashboard_port:
+        raise XrayError(f"both interfaces cannot use port {mlflow_port}: each owns / and /api; give two ports")
+    require_free(mlflow_port, "--mlflow-port")
+    require_free(dashboard_port, "--dashboard-port")
+    connection = connect(TrackingConfig(), workspace)
+    list_studies(workspace)
+    commands = {
+        "optuna-dashboard": dashboard_command(storage_url(workspace), dashboard_port),
+        "MLflow": mlflow_command(connection.uri, workspace, mlflow_port),
+    }
+    if not connection.local:
+        commands.pop("MLflow")
+        say(f"MLflow: {connection.uri} (a server of its own)")
+    servers = {name: _start(command) for name, command in commands.items()}
+    try:
+        for name, port in (("MLflow", mlflow_port), ("optuna-dashboard", dashboard_port)):
+            if name in servers:
+                _wait_until_up(name, servers[name], port)
+                say(f"{name}: http://{HOST}:{port}")
+        say("Ctrl-C ends both")
+        _watch(servers)
+    finally:
+        for server in servers.values():
+            _end(server)
+
+
+def require_free(port: int, option: str) -> None:
+    """Raise XrayError if something listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise XrayError(f"port {port} is taken ({error.strerror}); choose another with {option}") from error
+
+
+def mlflow_command(uri: str, workspace: Workspace, port: int) -> list[str]:
+    """Command of MLflow's server on a database; artifacts are read from where they lie."""
+    artifacts = (workspace.mlruns / "artifacts").as_uri()
+    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root", artifacts] + [
+        *("--no-serve-artifacts", "--host", HOST, "--port", str(port), "--workers", "1")
+    ]
+
+
+def dashboard_command(storage: str, port: int) -> list[str]:
+    """Command of optuna-dashboard on a storage; it stands beside the interpreter."""
+    return [str(Path(sys.executable).parent / "optuna-dashboard"), storage, "--host", HOST, "--port", str(port)]
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | quiet,
+        start_new_session=True,
+    )
+
+
+def _wait_until_up(name: str, server: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise XrayError(f"{name} ended at once (exit code {server.returncode}): {' '.join(map(str, server.args))}")  # type: ignore[arg-type]
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise XrayError(f"{name} did not answer on port {port} within {PATIENCE} s")
+
+
+def _watch(servers: dict[str, subprocess.Popen[bytes]]) -> None:
+    while True:
+        for name, server in servers.items():
+            if server.poll() is not None:
+                raise XrayError(f"{name} ended (exit code {server.returncode}); start again with: xray-opt ui")
+        time.sleep(0.5)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End a server and its children: they run in a session of their own."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if server.poll() is not None:
+            return
+        os.killpg(server.pid, sign)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,117 @@
+"""The state of an unfinished training on disk: written whole or not at all, verified, with the one before it kept.
+
+A file is a line ``xray-opt checkpoint SHA-256`` and a ``torch.save`` of tensors, numbers and text, read with
+``weights_only=True``. There is no state of random numbers in it: every epoch seeds its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xray_opt.config import Config, as_text, flatten
+from xray_opt.errors import TrainingError
+
+_MAGIC = b"xray-opt checkpoint "
+_HEADER = len(_MAGIC) + 64 + 1
+
+State = dict[str, Any]
+
+
+def identity(config: Config, base_sha256: str, manifest_sha256: str, side: int) -> dict[str, str]:
+    """What has to agree between a checkpoint and the training that resumes it.
+
+    ``data.*`` is represented by the manifest's digest and the side of the cached films, ``tracking.*`` changes
+    nothing.
+    """
+    settings = {name: as_text(value) for name, value in flatten(config).items()}
+    kept = {name: text for name, text in settings.items() if not name.startswith(("data.", "tracking."))}
+    return kept | {"base": base_sha256, "manifest": manifest_sha256, "cache side": str(side), "format": "1"}
+
+
+class Checkpoint:
+    """One checkpoint file and its predecessor ``NAME.previous``."""
+
+    def __init__(self, path: Path, identity: dict[str, str], say: Callable[[str], None]) -> None:
+        self.path = path
+        self.identity = identity
+        self._say = say
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint of the epoch before."""
+        return self.path.with_name(self.path.name + ".previous")
+
+    def save(self, state: State) -> None:
+        """Replace the newest checkpoint; a kill at any moment leaves a good one in place.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        temporary = self.path.with_name(self.path.name + ".part")
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, **state}, buffer)
+        payload = buffer.getbuffer()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.path.exists():
+                os.replace(self.path, self.previous)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise TrainingError(f"cannot write checkpoint {self.path}: {error}; free some space and resume") from error
+
+    def load(self) -> State | None:
+        """The newest state that is whole, none where there is none.
+
+        Raises:
+            TrainingError: it belongs to another training.
+        """
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            state = _read(path)
+            if state is not None:
+                self._check(state, path)
+                return state
+            path.unlink()
+            self._say(f"checkpoint {path} is damaged and was removed; going back to the one before it, if any")
+        return None
+
+    def discard(self) -> None:
+        """Remove every file of this checkpoint."""
+        for path in (self.path, self.previous, self.path.with_name(self.path.name + ".part")):
+            path.unlink(missing_ok=True)
+
+    def _check(self, state: State, path: Path) -> None:
+        stored: dict[str, str] = state["identity"]
+        if differing := [name for name in self.identity | stored if self.identity.get(name) != stored.get(name)]:
+            name = differing[0]
+            raise TrainingError(
+                f"checkpoint {path} belongs to another training: {name} was {stored.get(name)}, now "
+                f"{self.identity.get(name)}; remove the file or go back to the old setting"
+            )
+
+
+def _read(path: Path) -> State | None:
+    """The state in ``path``, none where the file is damaged."""
+    data = memoryview(path.read_bytes())
+    header, payload = bytes(data[:_HEADER]), data[_HEADER:]
+    if header != _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+        return None
+    try:
+        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        return None
+    return state
