@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from xray_opt import registry
-from xray_opt.cache import Split, open_images, open_split, open_test
-from xray_opt.config import Config, TrackingConfig, Workspace, override
+from xray_opt.backbone import resolve_device
+from xray_opt.config import Config, DataConfig, TrackingConfig, Workspace, override
 from xray_opt.dataset import LABELS, prepared
-from xray_opt.errors import ConfigError, DataError
-from xray_opt.evaluate import Assessment, Predictor, assess, predict
-from xray_opt.mlflow_client import connect
-from xray_opt.tuning import annotate, annotate_trial, read_study
+from xray_opt.errors import BadFilm, ConfigError, DataError
+from xray_opt.metrics import Scores, scores
+from xray_opt.mlflow_client import Connection, connect
+from xray_opt.tracking import log_run_metrics, tag_run
+from xray_opt.tuning import TrialRecord, annotate, annotate_trial, read_study
 
 #: What ``predict`` reads when it is given a folder.
 SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
@@ -45,5 +46,176 @@ class Evaluation:
     split: str
     films: int
     patients: int
-    assessment: Assessment
     threshold: float
+    at_half: Scores
+    at_threshold: Scores
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A study's trials, best validation F1 first, with test scores of those whose test was opened."""
+
+    summary: str
+    trials: tuple[TrialRecord, ...]
+    openings: int
+
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
+        names = sorted({name for trial in self.trials for name in trial.params})
+        test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
+        columns = ["trial", "state", *(SHORT.get(name, name.split(".")[-1]) for name in names), "val F1", "val AUC"]
+        rows: list[list[object]] = [
+            [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
+            + [t.notes.get(name) for name in test]
+            for t in self.trials
+        ]
+        return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "summary": self.summary,
+            "test_openings": self.openings,
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+
+#: Column heads that two params would share, or that are too long.
+SHORT = {"optimizer.learning_rate": "lr", "loss.alpha": "focal alpha"}
+
+
+def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
+    """Trials of ``study``: complete ones by validation F1, then pruned ones, then the rest.
+
+    Raises:
+        StudyError: no such study; the line names those there are.
+    """
+    record = read_study(study, workspace)
+    order = {"COMPLETE": 0, "PRUNED": 1}
+    trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
+    summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
+    openings = record.notes.get("test_openings") or []
+    return Leaderboard(summary, tuple(trials), len(openings))
+
+
+def evaluate(
+    model: str, split: str, workspace: Workspace, data: str | None = None, why: str | None = None, device: str = "auto"
+) -> Evaluation:
+    """Score ``model`` in fp32 on a split of the data it was made on, or on all films of another folder.
+
+    Args:
+        model: MLflow model URI or ``runs:/RUN_ID``.
+        split: ``train``, ``val``, ``test``, or ``all`` (every film of ``data``).
+        data: other folder or CSV; with a split of its own data, where that lies now.
+        why: the reason for opening ``test``, which is recorded before a label is read.
+
+    Raises:
+        ConfigError: ``test`` without a reason, ``all`` without data.
+        DataError: a split was asked of data that is not the model's own.
+    """
+    if split == "test" and not why:
+        raise ConfigError('the test split is sealed: say why it is opened with --why "…"; the opening is recorded')
+    if split == "all" and data is None:
+        raise ConfigError("--split all scores the films of another folder: name it with --data")
+    connection = connect(TrackingConfig(), workspace)
+    loaded = registry.load(connection, model, resolve_device(device))
+    manifest = prepared(_data_settings(loaded, split, data), workspace)
+    own = loaded.tags.get("xray_opt.data_sha256")
+    if split != "all" and manifest.sha256 != own:
+        raise DataError(
+            f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "
+            "cannot be told from its training films; score other films with --split all --data PATH"
+        )
+    if split == "test":
+        _record_opening(loaded, connection, workspace, str(why))
+    films = manifest.films if split == "all" else manifest.of(split)
+    labels = np.array([film.label for film in films])
+    probabilities = loaded.predictor.probabilities([Path(manifest.root) / film.path for film in films])
+    result = Evaluation(
+        model=model,
+        split=split,
+        films=len(films),
+        patients=len({film.group for film in films}),
+        threshold=loaded.bundle.threshold,
+        at_half=scores(labels, probabilities),
+        at_threshold=scores(labels, probabilities, loaded.bundle.threshold),
+    )
+    if split == "test":
+        _record_test_scores(loaded, connection, workspace, result)
+    return result
+
+
+def _data_settings(loaded: registry.Loaded, split: str, data: str | None) -> DataConfig:
+    if split == "all":
+        return DataConfig(root=data)
+    kept = {name: value for name, value in loaded.bundle.config.items() if name.startswith("data.")}
+    config = override(Config(), kept).data
+    return replace(config, root=data or config.root)
+
+
+def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: Workspace, why: str) -> None:
+    """Write who opened the test split, when and why, before any label is read."""
+    opening = {
+        "who": getpass.getuser(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "why": why,
+        "trial": loaded.tags.get("xray_opt.trial"),
+    }
+    study = loaded.tags.get("xray_opt.study")
+    if study:
+        record = read_study(study, workspace)
+        annotate(study, workspace, "test_openings", [*(record.notes.get("test_openings") or []), opening])
+    tag_run(connection, loaded.run_id, "xray_opt.test_opened", f"{opening['when']} {opening['who']}: {why}")
+
+
+def _record_test_scores(
+    loaded: registry.Loaded, connection: Connection, workspace: Workspace, result: Evaluation
+) -> None:
+    values = {f"test.{name}": value for name, value in asdict(result.at_threshold).items()}
+    log_run_metrics(connection, loaded.run_id, values)
+    study, trial = loaded.tags.get("xray_opt.study"), loaded.tags.get("xray_opt.trial")
+    if study and trial:
+        for name, value in values.items():
+            annotate_trial(study, workspace, int(trial), name, value)
+
+
+def predict(
+    films: Iterable[Path], model: str, workspace: Workspace, device: str = "auto"
+) -> tuple[list[Prediction], list[tuple[str, str]]]:
+    """Answers for films and folders of films, and the refused ones with their reasons.
+
+    Raises:
+        DataError: nothing to predict.
+        TrackingError: no such model.
+    """
+    paths = list(film_files(films))
+    loaded = registry.load(connect(TrackingConfig(), workspace), model, resolve_device(device))
+    threshold = loaded.bundle.threshold
+    rows, refused = [], []
+    for path in paths:
+        try:
+            probability = float(loaded.predictor.probabilities([path])[0])
+        except BadFilm as error:
+            refused.append((str(path), str(error)))
+            continue
+        rows.append(Prediction(str(path), probability, LABELS[int(probability >= threshold)], threshold))
+    return rows, refused
+
+
+def film_files(films: Iterable[Path]) -> Iterable[Path]:
+    """The files named, and the films below the folders named, sorted within each folder."""
+    for path in films:
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not found:
+            raise DataError(f"{path} holds no films ({', '.join(SUFFIXES)})")
+        yield from found
+
+
+def promote(name: str, version: str | None, workspace: Workspace) -> registry.Comparison:
+    """Make ``version`` (none means the candidate) of the registered model ``name`` its champion."""
+    return registry.promote(connect(TrackingConfig(), workspace), name, version)

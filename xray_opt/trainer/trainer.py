@@ -231,8 +231,9 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def make_plateau(optimizer: torch.optim.Optimizer, config: Config) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
     """The rate times ``scheduler.factor`` once F1 has not risen for more than ``scheduler.patience`` epochs."""
     scheduler = config.scheduler
+    any_change = {"threshold": 0.0, "threshold_mode": "abs", "eps": 0.0}
     return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="max", factor=scheduler.factor, patience=scheduler.patience, threshold=0.0, threshold_mode="abs"
+        optimizer, mode="max", factor=scheduler.factor, patience=scheduler.patience, **any_change
     )
 
 

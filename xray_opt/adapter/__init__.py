@@ -1,0 +1,19 @@
+"""What is trained on top of the base: LoRA, linear probe or everything; and the bundle that carries it."""
+
+from xray_opt.adapter.attach import attach, logits, lora_targets, restore, set_mode, trainable_state
+from xray_opt.adapter.bundle import Bundle, make_bundle
+from xray_opt.adapter.files import load_bundle, read_bundle, save_bundle
+
+__all__ = [
+    "Bundle",
+    "attach",
+    "load_bundle",
+    "logits",
+    "lora_targets",
+    "make_bundle",
+    "read_bundle",
+    "restore",
+    "save_bundle",
+    "set_mode",
+    "trainable_state",
+]

@@ -1,0 +1,108 @@
+"""The record of an adapter bundle: everything but the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from xray_opt.backbone import Base
+from xray_opt.config import Config, flatten
+from xray_opt.config.dotted import Scalar
+from xray_opt.errors import ModelError
+
+FORMAT = 1
+RESAMPLE = "decode grey, antialiased squash to cache_side, antialiased bilinear to image_size, ImageNet mean and std"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a reader must know to predict with an adapter.
+
+    Attributes:
+        strategy, batch_norm, dropout: how the network is built.
+        base_sha256, base_origin: the only base it fits.
+        image_size, cache_side: pixels of the network's input, and of the squashed film it is resampled from.
+        threshold: probability from which a film is called pneumonia, of best F1 on validation.
+        temperature: divides the logit before the sigmoid.
+        config: every setting of the run by its dotted name.
+        scores: validation scores at 0.5 (``val.f1`` …) and the best epoch.
+        files: file name → SHA-256, of all other files of the bundle.
+    """
+
+    strategy: str
+    batch_norm: str
+    dropout: float
+    base_sha256: str
+    base_origin: str
+    image_size: int
+    cache_side: int
+    threshold: float = 0.5
+    temperature: float = 1.0
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: str = RESAMPLE
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of ``bundle.json``."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Bundle:
+        """Read ``bundle.json``; every field must be there, with its type.
+
+        Raises:
+            ModelError: one line that names the field.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{where} is not JSON ({error})") from error
+        if not isinstance(document, dict):
+            raise ModelError(f"{where} is not a JSON object")
+        if document.get("format") != FORMAT:
+            raise ModelError(f"{where} has format {document.get('format')!r}; this version reads {FORMAT}")
+        for item in fields(cls):
+            if not _fits(document.get(item.name), str(item.type)):
+                raise ModelError(f"{where}: {item.name} is missing or no {item.type}")
+        _check_ranges(document, where)
+        return cls(**{item.name: document[item.name] for item in fields(cls)})
+
+
+def make_bundle(base: Base, config: Config, cache_side: int) -> Bundle:
+    """The bundle record of a network trained with ``config`` on ``base``."""
+    # Where the films lay is nobody's business but this machine's.
+    settings = {name: value for name, value in flatten(config).items() if name not in ("data.root", "tracking.uri")}
+    if "/" in config.model.base or "\\" in config.model.base:
+        settings["model.base"] = base.origin
+    return Bundle(
+        strategy=config.model.strategy,
+        batch_norm=config.model.batch_norm,
+        dropout=config.model.dropout,
+        base_sha256=base.sha256,
+        base_origin=base.origin,
+        image_size=config.image.size,
+        cache_side=cache_side,
+        config=settings,
+    )
+
+
+def _fits(value: Any, declared: str) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    if declared.startswith("Mapping"):
+        inner = declared.removesuffix("]").split(", ")[1]
+        if not isinstance(value, dict):
+            return False
+        return inner == "Scalar" or all(_fits(item, inner) for item in value.values())
+    return isinstance(value, kinds[declared]) and not isinstance(value, bool)
+
+
+def _check_ranges(document: dict[str, Any], where: str) -> None:
+    if document["strategy"] not in ("lora", "linear", "full") or document["batch_norm"] not in ("frozen", "train"):
+        raise ModelError(f"{where}: unknown strategy or batch_norm")
+    sides_fit = 16 <= document["image_size"] <= 4096 and 16 <= document["cache_side"] <= 8192
+    if not sides_fit or not 0 <= document["threshold"] <= 1 or not document["temperature"] > 0:
+        raise ModelError(f"{where}: image_size, cache_side, threshold or temperature is out of range")

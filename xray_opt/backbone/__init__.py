@@ -1,0 +1,20 @@
+"""EfficientNetV2-S: its network, its verified base weights, and where it runs."""
+
+from xray_opt.backbone.base import Base, load_base, random_base, read_base, save_base
+from xray_opt.backbone.device import resolve_device, resolve_precision
+from xray_opt.backbone.download import download_weights, imagenet_weights
+from xray_opt.backbone.network import FEATURES, build_network
+
+__all__ = [
+    "FEATURES",
+    "Base",
+    "build_network",
+    "download_weights",
+    "imagenet_weights",
+    "load_base",
+    "random_base",
+    "read_base",
+    "resolve_device",
+    "resolve_precision",
+    "save_base",
+]

@@ -1,0 +1,148 @@
+"""Base weights: where they come from, and the digest by which adapters know them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.models import efficientnet_v2_s
+
+from xray_opt.backbone.download import imagenet_weights
+from xray_opt.backbone.network import feature_shapes
+from xray_opt.config import ModelConfig
+from xray_opt.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Base:
+    """Feature weights and BatchNorm statistics of EfficientNetV2-S, fp32 on the CPU, without a classifier.
+
+    Attributes:
+        state: torchvision's name (``features.…``) → tensor.
+        sha256: digest of names, shapes and bytes; the same for every file format.
+        origin: ``imagenet``, ``random seed N`` or the file's name.
+    """
+
+    state: Mapping[str, Tensor] = field(repr=False)
+    sha256: str
+    origin: str
+
+    def warning(self) -> str | None:
+        """A loud line where the weights are random, else none."""
+        if not self.origin.startswith("random"):
+            return None
+        return (
+            f"!!! base weights are RANDOM ({self.origin}), not ImageNet's: scores stay far below what is possible. "
+            "Train on ImageNet weights with --set model.base=imagenet, or --weights PATH"
+        )
+
+
+def load_base(model: ModelConfig, cache: Path | None = None) -> Base:
+    """The base weights that ``model.base`` names: ``imagenet`` (downloaded once into ``cache``), ``random``, a path.
+
+    Raises:
+        ModelError: they cannot be had or do not fit; never falls back to others.
+    """
+    if model.base == "random":
+        return random_base(model.base_seed)
+    if model.base == "imagenet":
+        return _made(_read_file(imagenet_weights(cache)), "imagenet")
+    return read_base(Path(model.base))
+
+
+def random_base(seed: int) -> Base:
+    """torchvision's own initialisation from ``seed``; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = efficientnet_v2_s(weights=None)
+    state = network.features.state_dict(prefix="features.")
+    return _made(state, f"random seed {seed}")
+
+
+def read_base(path: Path) -> Base:
+    """Base weights from ``.safetensors`` or torchvision's ``.pth`` (read with ``weights_only``).
+
+    Raises:
+        ModelError: missing, unreadable, another architecture, or not finite.
+    """
+    if not path.is_file():
+        raise ModelError(f"no base weights at {path}; give a .safetensors or .pth file of EfficientNetV2-S")
+    return _made(_read_file(path), _origin(path))
+
+
+def save_base(base: Base, path: Path) -> Path:
+    """Write ``base`` as safetensors, atomically; its origin stands in the header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        save_file(dict(base.state), part, metadata={"origin": base.origin, "sha256": base.sha256})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(f"{path} holds no readable weights ({_line(error)})") from error
+    except Exception as error:  # pickle's refusals have classes of their own, some private
+        raise ModelError(f"{path} is refused: {_line(error)}") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} holds a {type(state).__name__}, not a state dict of EfficientNetV2-S")
+    return state
+
+
+def _origin(path: Path) -> str:
+    """The origin in a safetensors header of ours, else the file's name."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        if origin := header.get("__metadata__", {}).get("origin"):
+            return str(origin)
+    return path.name
+
+
+def _made(state: Mapping[str, Any], origin: str) -> Base:
+    """Check shapes and values, keep the features alone, and take their digest."""
+    features = {}
+    for name, shape in feature_shapes().items():
+        tensor = state.get(name)
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"base weights {origin} have no tensor {name}: not an EfficientNetV2-S")
+        if tensor.shape != shape:
+            raise ModelError(f"base weights {origin}: {name} is {tuple(tensor.shape)}, should be {tuple(shape)}")
+        features[name] = tensor.detach().to("cpu", torch.float32).contiguous()
+        if not torch.isfinite(features[name]).all():
+            raise ModelError(f"base weights {origin}: {name} is not finite")
+    return Base(features, digest(features), origin)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over sorted names, shapes and fp32 bytes."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        total.update(f"{name}:{tuple(tensor.shape)}:".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,34 @@
+"""Focal loss for binary classification (Lin et al., *Focal Loss for Dense Object Detection*, 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FocalLoss(nn.Module):
+    """Mean over films of ``-alpha_t (1 - p_t)^gamma log p_t``.
+
+    Args:
+        alpha: weight of positives; negatives weigh ``1 - alpha``.
+        gamma: 0 gives alpha-weighted cross-entropy.
+    """
+
+    def __init__(self, alpha: float, gamma: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Scalar loss of (N,) logits against (N,) targets in {0, 1}; computed in fp32 at least.
+
+        ``log(1 - p_t)`` is taken from the logit itself, so neither loss nor gradient is NaN at any finite logit.
+        """
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        truth = targets.to(precise.dtype)
+        margin = precise * (2 * truth - 1)
+        # p_t = sigmoid(margin), so (1 - p_t)^gamma = exp(gamma * log sigmoid(-margin)).
+        focus = torch.exp(self.gamma * functional.logsigmoid(-margin))
+        weight = self.alpha * truth + (1 - self.alpha) * (1 - truth)
+        return torch.mean(-weight * focus * functional.logsigmoid(margin))

@@ -1,0 +1,150 @@
+"""The one door to MLflow: which store, one client, one way to report what goes wrong.
+
+Without a URI the embedded store is used: SQLite and files below ``mlruns/`` of the workspace. Nothing here or above
+touches MLflow's global state (tracking URI, active run): every call names its run through an ``MlflowClient``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+# MLflow reads these when it is imported: films are nobody's business, and standard output belongs to the commands.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _get_store
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from sqlalchemy.exc import SQLAlchemyError
+
+from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.errors import TrackingError
+
+#: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
+PATIENCE = 8
+#: MLflow's codes for "no such run, model, version or alias" and "somebody was faster".
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A tracking store and its registry.
+
+    Attributes:
+        client: thread safe; always called with explicit ids.
+        uri: tracking URI, also the registry's. It may carry a password: show ``shown`` instead.
+        local: SQLite or files, so nothing leaves the machine; a server counts as remote even on this machine.
+        artifact_root: folder of the artifacts of the workspace's embedded store; none for every other store.
+        workspace: where pseudonyms get their salt from.
+    """
+
+    client: MlflowClient = field(repr=False)
+    uri: str = field(repr=False)
+    local: bool
+    artifact_root: Path | None
+    workspace: Workspace
+
+    @property
+    def shown(self) -> str:
+        """The URI without user name and password."""
+        return without_credentials(self.uri)
+
+    def store(self) -> Any:
+        """MLflow's own store object, for what the client cannot do: delete for good (as ``mlflow gc`` does)."""
+        return _get_store(self.uri)  # type: ignore[no-untyped-call]
+
+
+def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
+    """Open the store that ``tracking.uri`` names, else ``MLFLOW_TRACKING_URI``, else the workspace's embedded one.
+
+    User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …).
+
+    Raises:
+        TrackingError: the server is unreachable or refuses, or the database cannot be opened.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _embedded(workspace)
+    local = urlsplit(uri).scheme in ("", "file", "sqlite")
+    with speaking(uri, "open the store"):
+        if urlsplit(uri).scheme in ("http", "https"):
+            _probe(uri)
+        return Connection(MlflowClient(uri, uri), uri, local, None, workspace)
+
+
+def embedded_uri(workspace: Workspace) -> str:
+    """Tracking URI of the workspace's embedded store."""
+    return f"sqlite:///{workspace.mlruns.resolve() / 'mlflow.db'}"
+
+
+def without_credentials(text: str) -> str:
+    """``text`` with ``user:password@`` taken out of a URI it is or holds."""
+    if re.fullmatch(r"\S+://\S+", text):
+        parts = urlsplit(text)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+@contextmanager
+def speaking(uri: str, action: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise inside into one TrackingError that names action and store."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(without_credentials(str(error)).split())
+        raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:500]}") from error
+
+
+def _embedded(workspace: Workspace) -> Connection:
+    """The first caller creates the tables; others wait for it, as MLflow's migrations do not stand two at once."""
+    uri, artifacts = embedded_uri(workspace), workspace.mlruns.resolve() / "artifacts"
+    with speaking(uri, "open the embedded store (is the folder writable, is the disk full?)"):
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with open(workspace.mlruns / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _get_store(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
+            client = MlflowClient(uri, uri)
+            client.search_registered_models(max_results=1)
+    return Connection(client, uri, True, artifacts, workspace)
+
+
+def _probe(uri: str) -> None:
+    """One small request that needs a login, with few retries: MLflow itself would try for minutes."""
+    shown = without_credentials(uri)
+    try:
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+            "/api/2.0/mlflow/experiments/search",
+            "GET",
+            max_retries=1,
+            backoff_factor=0,
+            timeout=PATIENCE,
+            raise_on_status=False,
+            params={"max_results": 1},
+        )
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"no MLflow server answers at {shown}: start it or correct tracking.uri / MLFLOW_TRACKING_URI "
+            "(unset, the embedded store in mlruns/ is used)"
+        ) from error
+    if answer.status_code in (401, 403):
+        raise TrackingError(
+            f"MLflow at {shown} refuses access ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), and add its host name to the server's --allowed-hosts"
+        )
+    if answer.status_code != 200:
+        raise TrackingError(f"{shown} answers {answer.status_code}, not as an MLflow server does: correct the URI")

@@ -1,0 +1,22 @@
+"""Registered models: a version carries base weights, adapter and code, and loads with access to MLflow alone.
+
+Alias ``champion`` is what is used; ``candidate`` is the newest one that waits to be promoted.
+"""
+
+# The client's module comes first: it settles how MLflow behaves before anything else imports it.
+from xray_opt.mlflow_client import Connection
+from xray_opt.registry.loading import Loaded, load
+from xray_opt.registry.registration import register
+from xray_opt.registry.versions import Comparison, Version, champion, promote, version_for_run
+
+__all__ = [
+    "Comparison",
+    "Connection",
+    "Loaded",
+    "Version",
+    "champion",
+    "load",
+    "promote",
+    "register",
+    "version_for_run",
+]

@@ -1,0 +1,166 @@
+"""Versions of a registered model and the two aliases that point at them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from xray_opt.errors import TrackingError
+from xray_opt.mlflow_client import MISSING, Connection, speaking
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+#: Version tag with the digest of the split data that a model was validated on.
+DATA = "xray_opt.data_sha256"
+#: Reads of the aliases until they are found as they should be twice in a row, and seconds between them.
+READS, PAUSE = 20, 0.25
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model, with the run it came from.
+
+    Attributes:
+        version: number as text, as MLflow names it.
+        tags: study, trial, digests of data and base, git commit, validation scores (``val.f1``, …).
+    """
+
+    name: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def val_f1(self) -> float | None:
+        """Validation F1 at 0.5, none where it was not recorded."""
+        return self.scores.get("val.f1")
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Validation scores by name."""
+        return {key: float(value) for key, value in self.tags.items() if key.startswith("val.")}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Who was champion before a promotion and who is now; none where there was no champion."""
+
+    old: Version | None
+    new: Version
+    same_data: bool
+
+
+def champion(connection: Connection, name: str) -> Version | None:
+    """The version with alias ``champion``, none where model or alias is missing."""
+    return aliased(connection, name, CHAMPION)
+
+
+def aliased(connection: Connection, name: str, alias: str) -> Version | None:
+    """The version that an alias points at, none where model or alias is missing."""
+    with speaking(connection.uri, f"read the registered model {name}"):
+        number = aliases(connection, name).get(alias)
+        return None if number is None else _read(connection, name, number)
+
+
+def version_for_run(connection: Connection, name: str, run_id: str) -> Version | None:
+    """The newest version of ``name`` that was registered from a run, none if there is none."""
+    with speaking(connection.uri, f"search versions of {name}"):
+        found = connection.client.search_model_versions(f"run_id = '{run_id}'")
+    mine = [as_version(version) for version in found if version.name == name]
+    return max(mine, key=lambda version: int(version.version), default=None)
+
+
+def promote(connection: Connection, name: str, version: str | None = None) -> Comparison:
+    """Make a version (none means the candidate) the champion; it is no candidate any more.
+
+    Raises:
+        TrackingError: no such model or version, no candidate, or it is the champion already.
+    """
+    old = champion(connection, name)
+    new = aliased(connection, name, CANDIDATE) if version is None else find(connection, name, version)
+    if new is None:
+        has = f"its champion is version {old.version}" if old else "it has no champion either"
+        raise TrackingError(
+            f"{name} has no candidate to promote ({has}): xray-opt tune registers one, or give --version N"
+        )
+    if old is not None and old.version == new.version:
+        raise TrackingError(f"version {new.version} of {name} is the champion already; nothing was changed")
+    with speaking(connection.uri, f"promote version {new.version} of {name}"):
+        connection.client.set_registered_model_alias(name, CHAMPION, new.version)
+        if aliases(connection, name).get(CANDIDATE) == new.version:
+            connection.client.delete_registered_model_alias(name, CANDIDATE)
+    same = old is not None and new.tags.get(DATA) is not None and old.tags.get(DATA) == new.tags.get(DATA)
+    return Comparison(old, new, same)
+
+
+def find(connection: Connection, name: str, version: str) -> Version:
+    """A version by number.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    with speaking(connection.uri, f"read version {version} of {name}"):
+        try:
+            return _read(connection, name, str(int(version)))
+        except (MlflowException, ValueError) as error:
+            if isinstance(error, MlflowException) and error.error_code != MISSING:
+                raise
+            raise TrackingError(f"{name} has no version {version} at {connection.shown}") from error
+
+
+def settle_alias(connection: Connection, version: Version) -> None:
+    """Give a version its alias, then read again until nothing changes: MLflow's aliases have no compare-and-set.
+
+    Of two that find no champion at once the last writer stays champion; the other one sees that here and yields.
+    """
+    with speaking(connection.uri, f"set the alias of version {version.version} of {version.name}"):
+        quiet = 0
+        for _ in range(READS):
+            quiet = 0 if _repair(connection, version) else quiet + 1
+            if quiet == 2:
+                return
+            time.sleep(PAUSE)
+    raise TrackingError(f"the aliases of {version.name} at {connection.shown} keep changing; run the command again")
+
+
+def _repair(connection: Connection, version: Version) -> bool:
+    """Bring the aliases one step nearer to what they should be; false where they are.
+
+    A version older than the champion has had its turn: it becomes candidate no more.
+    """
+    client, name = connection.client, version.name
+    now = aliases(connection, name)
+    own = int(version.version)
+    first, next_one = now.get(CHAMPION), now.get(CANDIDATE)
+    if first is None:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    elif int(first) == own and next_one == version.version:
+        client.delete_registered_model_alias(name, CANDIDATE)
+    elif int(first) < own and (next_one is None or int(next_one) < own):
+        client.set_registered_model_alias(name, CANDIDATE, version.version)
+    else:
+        return False
+    return True
+
+
+def aliases(connection: Connection, name: str) -> dict[str, str]:
+    """Alias → version number as text; empty where there is no such model."""
+    try:
+        found = connection.client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code == MISSING:
+            return {}
+        raise
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def as_version(version: ModelVersion) -> Version:
+    """MLflow's record as ours."""
+    return Version(version.name, str(version.version), version.run_id or "", dict(version.tags))
+
+
+def _read(connection: Connection, name: str, number: str) -> Version:
+    return as_version(connection.client.get_model_version(name, number))

@@ -1,0 +1,55 @@
+"""How a manifest is told to MLflow: as dataset inputs, and as a table without names where the store is remote."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from xray_opt.dataset import Manifest, Pseudonyms
+from xray_opt.mlflow_client import Connection
+
+#: MLflow stores so many characters of a digest.
+DIGEST = 36
+CONTEXTS = {"train": "training", "val": "validation"}
+
+
+def dataset_inputs(manifest: Manifest, local: bool) -> list[DatasetInput]:
+    """Training and validation films as inputs with digest and counts; the sealed test split is no input."""
+    source = {"manifest_sha256": manifest.sha256, "data_sha256": manifest.data_sha256}
+    if local:
+        source["root"] = manifest.root
+    inputs = []
+    for split, context in CONTEXTS.items():
+        films = manifest.of(split)
+        profile = {
+            "films": len(films),
+            "patient_groups": len({film.group for film in films}),
+            "pneumonia": sum(film.label for film in films),
+        }
+        dataset = Dataset(
+            name=f"chest-films-{split}",
+            digest=manifest.sha256[:DIGEST],
+            source_type="local" if local else "pseudonymised",
+            source=json.dumps(source),
+            profile=json.dumps(profile),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return inputs
+
+
+def manifest_files(manifest: Manifest, connection: Connection, folder: Path) -> None:
+    """Write what goes with the parent run: the manifest itself, or its table under pseudonyms."""
+    if connection.local:
+        manifest.save(folder).rename(folder / "manifest.csv")
+        return
+    names = Pseudonyms(connection.workspace)
+    with open(folder / "manifest-pseudonymised.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["film", "patient", "group", "label", "subtype", "split", "bytes", "width", "height", "mode"])
+        for film in manifest.films:
+            who = [names.film(film.path), names.patient(film.patient), names.patient(film.group)]
+            facts = [film.label, film.subtype, film.split, film.bytes, film.width, film.height, film.mode]
+            writer.writerow([*who, *facts])

@@ -1,0 +1,67 @@
+"""What a run says of where it ran: user, host, git commit, package versions."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import socket
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import xray_opt
+
+#: Packages whose versions may change a result.
+PACKAGES = ("torch", "torchvision", "peft", "mlflow", "optuna", "numpy", "pillow", "scikit-learn")
+
+
+def environment_tags() -> dict[str, str]:
+    """Tags of every run; the commit is that of the code's checkout, else of the current folder's, else absent."""
+    return _fixed_tags() | _commit_tags(Path(xray_opt.__file__).parent, Path.cwd())
+
+
+@cache
+def _fixed_tags() -> dict[str, str]:
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "xray-opt",
+        "mlflow.source.type": "LOCAL",
+        "xray_opt.host": socket.gethostname(),
+        "xray_opt.version": xray_opt.__version__,
+        "version.python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tags
+
+
+def _user() -> str:
+    """Login name; a container may run as a user without one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+@cache
+def _commit_tags(package: Path, here: Path) -> dict[str, str]:
+    for folder in (package, here):
+        commit = _git(folder, "rev-parse", "HEAD")
+        # An installed package below somebody's checkout (its .venv) is not that checkout's code.
+        if commit and (folder == here or _git(folder, "ls-files", "--error-unmatch", "__init__.py")):
+            changed = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+            return {"mlflow.source.git.commit": commit, "xray_opt.git_changed": str(changed).lower()}
+    return {}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Output of a git command, empty where there is no git, no checkout or no commit."""
+    try:
+        answer = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,192 @@
+"""A study in MLflow: its experiment, its parent run, what is logged once a study, and the door to its child runs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mlflow.entities import DatasetInput, ViewType
+from mlflow.exceptions import MlflowException
+
+from xray_opt.config import Config
+from xray_opt.dataset import Manifest
+from xray_opt.errors import TrackingError
+from xray_opt.mlflow_client import EXISTS, Connection, speaking
+from xray_opt.tracking.data import dataset_inputs, manifest_files
+from xray_opt.tracking.environment import environment_tags
+from xray_opt.tracking.ranking import RankedTrial, rank
+from xray_opt.tracking.run import Ending, Run, RunPlan, close, ending, log_run_metrics
+
+log = logging.getLogger(__name__)
+
+
+class Tracking:
+    """One study's (or one experiment's) place in MLflow; a context manager that ends the parent run.
+
+    The parent run is RUNNING inside the block, then FINISHED, FAILED on an error or KILLED on Ctrl-C; the next
+    ``open`` takes it up again.
+
+    Attributes:
+        experiment_id: MLflow's id of the experiment.
+    """
+
+    def __init__(self, connection: Connection, experiment_id: str, parent: str | None, tags: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self.experiment_id = experiment_id
+        self._parent = parent
+        self._tags = dict(tags)
+        self._datasets: Sequence[DatasetInput] = ()
+
+    @classmethod
+    def open(cls, connection: Connection, experiment: str, tags: Mapping[str, str], parent: bool = True) -> Tracking:
+        """Find or create the experiment and, with ``parent``, its study run.
+
+        Args:
+            tags: tags of the parent run.
+            parent: false for single runs, which have none.
+
+        Raises:
+            TrackingError: the store does not answer, or the experiment was deleted.
+        """
+        with speaking(connection.uri, f"open the experiment {experiment}"):
+            experiment_id = _experiment(connection, experiment)
+            if not parent:
+                return cls(connection, experiment_id, None, tags)
+            run_id = _parent_run(connection, experiment_id, experiment, dict(tags))
+            connection.client.update_run(run_id, "RUNNING")
+            tracking = cls(connection, experiment_id, run_id, tags)
+            inputs = connection.client.get_run(run_id).inputs
+            tracking._datasets = inputs.dataset_inputs if inputs else ()
+            return tracking
+
+    @property
+    def parent_id(self) -> str:
+        """Id of the study's run.
+
+        Raises:
+            TrackingError: opened without one.
+        """
+        if self._parent is None:
+            raise TrackingError("this experiment was opened without a study run")
+        return self._parent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._parent is None:
+            return
+        end = Ending("KILLED", {}) if isinstance(error, KeyboardInterrupt) else ending(error, self._connection.local)
+        try:
+            close(self._connection, self._parent, end)
+        except TrackingError as lost:
+            if error is None:
+                raise
+            log.warning("the study's run %s stays RUNNING in MLflow: %s", self._parent, lost)
+
+    def close(self, metrics: Mapping[str, float]) -> None:
+        """Log summary metrics and end the parent run as FINISHED (what the ``with`` block does by itself)."""
+        self.log_metrics(metrics)
+        close(self._connection, self.parent_id, Ending("FINISHED", {}))
+
+    def run(self, name: str, config: Config, params: Mapping[str, object], tags: Mapping[str, str]) -> Run:
+        """A new run below the parent; use it as a context manager.
+
+        Args:
+            params: the searched settings among ``config``, by dotted name.
+        """
+        return Run(
+            self._connection,
+            RunPlan(self.experiment_id, name, config, params, tags, self._parent, self._datasets),
+        )
+
+    def log_dataset(self, manifest: Manifest) -> None:
+        """Log the training and validation films as dataset inputs, and the manifest as an artifact of the parent.
+
+        Runs opened from now on carry the inputs as well. A remote store gets pseudonyms and no paths.
+        """
+        self._datasets = dataset_inputs(manifest, self._connection.local)
+        with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+            manifest_files(manifest, self._connection, Path(folder))
+            with speaking(self._connection.uri, "log the data set"):
+                self._client.log_inputs(self.parent_id, list(self._datasets))
+                self._client.log_artifacts(self.parent_id, folder, "data")
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """Log metrics of the parent run."""
+        log_run_metrics(self._connection, self.parent_id, values)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Store a file among the parent's artifacts, in ``folder`` of them."""
+        with speaking(self._connection.uri, f"store {path.name}"):
+            self._client.log_artifact(self.parent_id, str(path), folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as the parent's artifact ``name``."""
+        with speaking(self._connection.uri, f"store {name}"):
+            self._client.log_text(self.parent_id, text, name)
+
+    def note(self, markdown: str) -> None:
+        """Set the description of the parent run, which MLflow's UI renders."""
+        with speaking(self._connection.uri, "write the study's note"):
+            self._client.set_tag(self.parent_id, "mlflow.note.content", markdown)
+
+    def rank_models(self, best: Sequence[RankedTrial]) -> None:
+        """Make exactly these trials the study's LoggedModels ``trial-NNN``, best first; safe to repeat."""
+        with speaking(self._connection.uri, "rank the best models"):
+            rank(self._connection, self.experiment_id, best, self._tags, self._datasets)
+
+    def download(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """Copy an artifact (file or folder) of a run below ``folder``; returns its path there."""
+        with speaking(self._connection.uri, f"fetch {artifact} of the run {run_id}"):
+            return Path(self._client.download_artifacts(run_id, artifact, str(folder)))
+
+
+def _experiment(connection: Connection, name: str) -> str:
+    client = connection.client
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None if connection.artifact_root is None else (connection.artifact_root / name).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != EXISTS:
+                raise
+            return _experiment(connection, name)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment {name} was deleted in MLflow at {connection.shown}: restore it there "
+            f"(mlflow experiments restore -x {found.experiment_id}), or use another --name"
+        )
+    return str(found.experiment_id)
+
+
+def _parent_run(connection: Connection, experiment_id: str, name: str, tags: dict[str, str]) -> str:
+    """The oldest study run of the experiment; of two processes that make one at once, both get the older one."""
+    mine = None
+    found = _study_run(connection, experiment_id)
+    if found is None:
+        own = environment_tags() | tags | {"xray_opt.role": "study"}
+        mine = connection.client.create_run(experiment_id, tags=own, run_name=name).info.run_id
+        found = _study_run(connection, experiment_id)
+    if mine is not None and found is not None and found != mine:
+        connection.client.delete_run(mine)
+    return str(found or mine)
+
+
+def _study_run(connection: Connection, experiment_id: str) -> str | None:
+    runs = connection.client.search_runs(
+        [experiment_id],
+        "tags.`xray_opt.role` = 'study'",
+        ViewType.ACTIVE_ONLY,
+        max_results=1,
+        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+    )
+    return runs[0].info.run_id if runs else None

@@ -1,0 +1,25 @@
+"""Optuna, and the only room that imports it: spaces, samplers, pruners, storage, counting, resuming.
+
+Knows nothing of training and MLflow: the objective is handed in, and plain records are handed out.
+"""
+
+from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study
+from xray_opt.tuning.records import Outcome, StudyRecord, Tally, TrialContext, TrialRecord
+from xray_opt.tuning.storage import storage_url
+from xray_opt.tuning.study import OpenStudy, open_study
+
+__all__ = [
+    "OpenStudy",
+    "Outcome",
+    "StudyRecord",
+    "Tally",
+    "TrialContext",
+    "TrialRecord",
+    "annotate",
+    "delete_study",
+    "importances",
+    "list_studies",
+    "open_study",
+    "read_study",
+    "storage_url",
+]

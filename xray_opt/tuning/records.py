@@ -1,0 +1,163 @@
+"""Plain records of studies and trials for every other room, and what a trial hands to its objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from xray_opt.config import Config
+from xray_opt.config.dotted import Scalar
+from xray_opt.errors import Pruned
+
+#: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
+OWNER, REASON, MESSAGE = "owner", "reason", "message"
+RETRY_OF, CHECKPOINT_OF, RETRIES, KNOWN_GOOD = "retry_of", "checkpoint_of", "retries", "known_good"
+#: Reasons of a FAIL that says nothing of the trial: its worker died, or was told to stop.
+RESUMABLE = ("worker-lost", "interrupted")
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the storage holds it.
+
+    Attributes:
+        state: ``COMPLETE``, ``PRUNED``, ``FAIL``, ``RUNNING`` or ``WAITING``.
+        params: dotted name → value.
+        value: validation F1 of the saved adapter; none unless complete.
+        intermediate: epoch (from 1) → validation F1.
+        notes: what the objective noted.
+        reason: short kind of a failure.
+    """
+
+    number: int
+    state: str
+    params: Mapping[str, Scalar]
+    value: float | None
+    intermediate: Mapping[int, float]
+    notes: Mapping[str, Any]
+    started: datetime | None
+    seconds: float | None
+    reason: str | None = None
+    message: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"started": self.started and self.started.isoformat()}
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One study: its trials in order of their numbers, and what was noted on it."""
+
+    name: str
+    trials: tuple[TrialRecord, ...]
+    notes: Mapping[str, Any]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """Complete trial of highest value; the earliest of equals."""
+        complete = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
+        return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+    def count(self, state: str) -> int:
+        """Number of trials in a state."""
+        return sum(trial.state == state for trial in self.trials)
+
+    @property
+    def counted(self) -> int:
+        """COMPLETE and PRUNED: what ``--trials`` counts."""
+        return self.count("COMPLETE") + self.count("PRUNED")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"name": self.name, "notes": dict(self.notes), "trials": [trial.to_dict() for trial in self.trials]}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a call of ``OpenStudy.tune`` ended; ``stopped`` is ``done``, ``timeout`` or ``nothing to do``."""
+
+    asked: int
+    complete: int
+    pruned: int
+    failed: int
+    started_now: int
+    best: TrialRecord | None
+    stopped: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective returns: the value to maximise, and notes kept with the trial."""
+
+    value: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """A running trial as its objective sees it.
+
+    Attributes:
+        checkpoint: where the objective keeps its checkpoint; that of the original trial where this one resumes it.
+        retry_of: number of the lost trial that this one resumes.
+    """
+
+    number: int
+    params: Mapping[str, Scalar]
+    config: Config
+    checkpoint: Path
+    retry_of: int | None
+    trial: optuna.Trial = field(repr=False)
+
+    def report(self, epoch: int, value: float) -> None:
+        """Report an epoch's value; at the last epoch there is nothing left to prune.
+
+        Raises:
+            Pruned: the pruner gives the trial up.
+        """
+        self.replay(epoch, value)
+        if epoch < self.config.training.epochs and self.trial.should_prune():
+            raise Pruned(epoch)
+
+    def replay(self, epoch: int, value: float) -> None:
+        """Report an epoch that was trained before the trial was lost; never prunes."""
+        self.trial.report(value, epoch)
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep ``value`` (JSON-ready) with the trial at once."""
+        self.trial.set_user_attr(key, value)
+
+
+Objective = Callable[[TrialContext], Outcome]
+
+
+def record_of(trial: FrozenTrial) -> TrialRecord:
+    """The plain record of Optuna's frozen trial."""
+    over = trial.datetime_start is not None and trial.datetime_complete is not None
+    seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if over else None  # type: ignore[operator]
+    notes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, REASON, MESSAGE)}
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        params=dict(trial.params),
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        intermediate=dict(trial.intermediate_values),
+        notes=notes,
+        started=trial.datetime_start,
+        seconds=seconds,
+        reason=trial.user_attrs.get(REASON),
+        message=trial.user_attrs.get(MESSAGE),
+    )
+
+
+def study_record(study: optuna.Study) -> StudyRecord:
+    """The plain record of a study."""
+    trials = tuple(record_of(trial) for trial in study.get_trials(deepcopy=False))
+    return StudyRecord(study.study_name, trials, dict(study.user_attrs))

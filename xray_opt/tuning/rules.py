@@ -1,0 +1,53 @@
+"""What must not change within a study: its fixed settings, its space, its seed and its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xray_opt.config import StudyConfig
+from xray_opt.errors import StudyError
+
+#: Study user attributes.
+RULES, DATA = "rules", "data_sha256"
+
+
+def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> None:
+    """Compare a study's kept rules with today's.
+
+    Raises:
+        StudyError: the first difference by its dotted name, both values, and the way on.
+    """
+    difference = first_difference(kept.get(RULES) or {}, study.rules())
+    if not difference and kept.get(DATA) != data_sha256:
+        difference = f"its data was {str(kept.get(DATA))[:12]}, this is {data_sha256[:12]}"
+    if difference:
+        raise StudyError(
+            f"study {study.name} cannot go on: {difference}; results must not be mixed: go back, or start another "
+            "study with --name"
+        )
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """One line on the first rule that differs, none if all agree."""
+    fixed_before, fixed_now = before.get("fixed", {}), now["fixed"]
+    space_before, space_now = (_by_name(rules.get("space", [])) for rules in (before, now))
+    for name in sorted(set(space_before) | set(space_now)):
+        if space_before.get(name) != space_now.get(name):
+            return f"the search of {name} was {_shown(space_before.get(name))}, now it is {_shown(space_now.get(name))}"
+    for name in sorted(set(fixed_before) | set(fixed_now)):
+        if fixed_before.get(name, "unset") != fixed_now.get(name, "unset"):
+            return f"{name} was {fixed_before.get(name, 'unset')}, now it is {fixed_now.get(name, 'unset')}"
+    if before.get("seed") != now["seed"]:
+        return f"its seed was {before.get('seed')}, now it is {now['seed']}"
+    return None
+
+
+def _by_name(space: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {parameter["name"]: parameter for parameter in space}
+
+
+def _shown(parameter: dict[str, Any] | None) -> str:
+    if parameter is None:
+        return "absent"
+    given = {key: value for key, value in parameter.items() if key != "name" and value not in (None, [], {}, False)}
+    return ", ".join(f"{key} {value}" for key, value in given.items())

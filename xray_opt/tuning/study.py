@@ -1,0 +1,107 @@
+"""A study that is open for work: made or continued under its rules, then brought to a number of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from xray_opt import __version__
+from xray_opt.config import StudyConfig, Workspace
+from xray_opt.tuning.pruners import pruner_for
+from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
+from xray_opt.tuning.rules import DATA, RULES, check_rules
+from xray_opt.tuning.search import Search
+from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
+
+
+class OpenStudy:
+    """One study of a storage, checked against today's rules."""
+
+    def __init__(self, config: StudyConfig, workspace: Workspace, study: optuna.Study, url: str) -> None:
+        self.config = config
+        self.workspace = workspace
+        self._study = study
+        self._url = url
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted on the study."""
+        with reachable(self._url):
+            return dict(self._study.user_attrs)
+
+    def annotate(self, key: str, value: Any) -> None:
+        """Note ``value`` (JSON-ready) on the study; writes only what is new."""
+        with reachable(self._url):
+            if self._study.user_attrs.get(key) != value:
+                self._study.set_user_attr(key, value)
+
+    def read(self) -> StudyRecord:
+        """The study as it stands."""
+        with reachable(self._url):
+            return study_record(self._study)
+
+    def tune(
+        self,
+        objective: Objective,
+        total: int,
+        timeout: float | None = None,
+        lost: Callable[[TrialRecord], None] = lambda record: None,
+        ended: Callable[[TrialRecord, Path], None] = lambda record, checkpoint: None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Tally:
+        """Run trials until ``total`` are COMPLETE or PRUNED, over all workers and calls.
+
+        Args:
+            timeout: seconds after which no new trial starts.
+            lost: told of each trial of a dead worker before it is ended as FAIL.
+            ended: told of each trial that this call ran, with its checkpoint's path.
+            say: one line on what is unusual.
+
+        Raises:
+            StudyError: too many trials failed, the first three failed alike, or the storage is away.
+            XrayError: what would stop every trial.
+            KeyboardInterrupt: after the running trial was marked; a later call resumes it.
+        """
+        folder = self.workspace.study_folder(self.config.name) / "checkpoints"
+        with reachable(self._url):
+            search = Search(self._study, self.config, folder, lost, ended, say)
+            return search.run(objective, total, timeout)
+
+
+def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> OpenStudy:
+    """Create or continue the study of ``config``; its known-good settings are queued once.
+
+    Raises:
+        StudyError: its rules or its data differ from what it was made with, or the storage is away.
+    """
+    url = storage_url(workspace, config.storage)
+    storage = open_storage(url)
+    with reachable(url), study_lock(storage, config.name):
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            direction="maximize",
+            pruner=pruner_for(config.pruner, config.config.training.epochs),
+            load_if_exists=True,
+        )
+        attrs = study.user_attrs
+        if DATA in attrs:
+            check_rules(attrs, config, data_sha256)
+        else:
+            # The data hash goes last: a study without it was killed here, holds no trial, and is set up again.
+            study.set_metric_names(["val.f1"])
+            study.set_user_attr(RULES, config.rules())
+            study.set_user_attr("xray_opt_version", __version__)
+            study.set_user_attr(DATA, data_sha256)
+        _enqueue_known_good(study, config)
+    return OpenStudy(config, workspace, study, url)
+
+
+def _enqueue_known_good(study: optuna.Study, config: StudyConfig) -> None:
+    queued = {trial.user_attrs.get(KNOWN_GOOD) for trial in study.get_trials(deepcopy=False)}
+    for index, params in enumerate(config.enqueue):
+        if index not in queued:
+            study.enqueue_trial(params, user_attrs={KNOWN_GOOD: index})
