@@ -162,16 +162,12 @@ def test_two_runs_are_equal_to_the_bit_and_leave_the_global_generator_alone(
 
 
 def test_another_seed_gives_another_run(images: Images, base: Base) -> None:
-    losses = [
-        next(Trainer(settings(training_seed=seed), images, base).epochs()).train_loss for seed in (0, 1)
-    ]
+    losses = [next(Trainer(settings(training_seed=seed), images, base).epochs()).train_loss for seed in (0, 1)]
     assert losses[0] != losses[1]
 
 
 @MODES
-def test_resumed_equals_uninterrupted_to_the_bit(
-    images: Images, base: Base, tmp_path: Path, batch_norm: str
-) -> None:
+def test_resumed_equals_uninterrupted_to_the_bit(images: Images, base: Base, tmp_path: Path, batch_norm: str) -> None:
     config = settings(model_batch_norm=batch_norm, scheduler_patience=0, training_epochs=4, lora_dropout=0.1)
     whole = Trainer(config, images, base)
     list(whole.epochs())
@@ -194,9 +190,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 def test_an_epoch_is_on_disk_before_a_watcher_sees_it(images: Images, base: Base, tmp_path: Path) -> None:
     path = tmp_path / "trial.pt"
-    with pytest.raises(ZeroDivisionError):
-        for epoch in Trainer(settings(), images, base, path).epochs():
-            raise ZeroDivisionError(epoch)
+    for epoch in Trainer(settings(), images, base, path).epochs():
+        assert epoch.number == 1
+        break  # the watcher dies here
     resumed = Trainer(settings(), images, base, path)
     assert [epoch.number for epoch in resumed.resumed] == [1]
     assert next(resumed.epochs()).number == 2
@@ -305,7 +301,7 @@ def test_accumulated_parts_equal_one_batch(base: Base, micro_batch: int) -> None
     for films in (8, micro_batch):
         network = attach(base, config)
         optimizer = torch.optim.SGD([weight for weight in network.parameters() if weight.requires_grad], lr=1.0)
-        before = {name: tensor.clone() for name, tensor in trainable_state(network).items()}
+        before = trainable_state(network)
         stepper = Stepper(network, optimizer, FocalLoss(0.25, 2.0), torch.float32, films, False, print)
         with evaluating(network):
             loss = stepper.step(batch, targets.float())
@@ -427,7 +423,11 @@ def test_it_learns(base: Base, tmp_path: Path) -> None:
     data = DataConfig(root=str(blobs(tmp_path / "films", patients=50)), seed=1)
     images = open_images(prepare(data), 32, Workspace(tmp_path / "home"))
     config = settings(
-        model_batch_norm="train", lora_rank=8, training_epochs=8, training_batch_size=8, training_early_stopping_patience=8
+        model_batch_norm="train",
+        lora_rank=8,
+        training_epochs=8,
+        training_batch_size=8,
+        training_early_stopping_patience=8,
     )
     trainer = Trainer(config, images, base)
     assert max(epoch.val.auc for epoch in trainer.epochs()) > 0.9

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from xray_opt.adapter import Bundle, load_bundle, make_bundle, save_bundle
-from xray_opt.backbone import Base, resolve_device
+from xray_opt.backbone import Base, resolve_device, save_base
 from xray_opt.cache import Images
 from xray_opt.config import Config
 from xray_opt.dataset import Pseudonyms
@@ -47,18 +47,20 @@ class Result:
 class Job:
     """One run to do: its settings, its place in the tracking, its checkpoint, and who watches.
 
-    ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint, ``started`` the run's id.
+    ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint, ``started`` the run's id; ``keep`` is a
+    new folder for a copy of the adapter bundle and its base weights.
     """
 
     config: Config
     name: str
-    params: dict[str, object]
-    tags: dict[str, str]
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
     checkpoint: Path | None = None
     watch: Callable[[Epoch], None] = lambda epoch: None
     replay: Callable[[Epoch], None] = lambda epoch: None
     started: Callable[[str], None] = lambda run_id: None
     say: Callable[[str], None] = lambda line: None
+    keep: Path | None = None
 
 
 def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pseudonyms: Pseudonyms) -> Result:
@@ -83,15 +85,13 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
         return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds)
 
 
-def _record(
-    job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms
-) -> Assessment:
+def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms) -> Assessment:
     """Save the best adapter, score what was saved in fp32, log both.
 
     The adapter is saved twice: once to be read back and scored, then with the threshold found by that.
     """
     network = trainer.best()
-    draft = make_bundle(network, base, job.config, images.side)
+    draft = make_bundle(base, job.config, images.side)
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         save_bundle(network, Path(folder) / "draft", draft)
         saved, _ = load_bundle(Path(folder) / "draft", base)
@@ -100,6 +100,9 @@ def _record(
         assessment = assess(images.val.labels, probabilities)
         bundle = _with_scores(draft, assessment, trainer.best_epoch)
         run.log_folder(save_bundle(saved, Path(folder) / ADAPTER_ARTIFACT, bundle), ADAPTER_ARTIFACT)
+    if job.keep is not None:
+        save_bundle(saved, job.keep / ADAPTER_ARTIFACT, bundle)
+        save_base(base, job.keep / "base.safetensors")
     run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
     run.log_metrics({f"best.{name}": value for name, value in asdict(assessment.scores).items()})
     run.log_metrics({"best.epoch": trainer.best_epoch, "best.threshold": assessment.threshold})

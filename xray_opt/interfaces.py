@@ -23,9 +23,7 @@ HOST = "127.0.0.1"
 PATIENCE = 120
 
 
-def serve_interfaces(
-    workspace: Workspace, mlflow_port: int, dashboard_port: int, say: Callable[[str], None]
-) -> None:
+def serve_interfaces(workspace: Workspace, mlflow_port: int, dashboard_port: int, say: Callable[[str], None]) -> None:
     """Run both until Ctrl-C or until one of them ends; both are ended then.
 
     Raises:
@@ -70,9 +68,9 @@ def require_free(port: int, option: str) -> None:
 def mlflow_command(uri: str, workspace: Workspace, port: int) -> list[str]:
     """Command of MLflow's server on a database; artifacts are read from where they lie."""
     artifacts = (workspace.mlruns / "artifacts").as_uri()
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root", artifacts] + [
-        *("--no-serve-artifacts", "--host", HOST, "--port", str(port), "--workers", "1")
-    ]
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    server += ["--default-artifact-root", artifacts]
+    return [*server, "--no-serve-artifacts", "--host", HOST, "--port", str(port), "--workers", "1"]
 
 
 def dashboard_command(storage: str, port: int) -> list[str]:

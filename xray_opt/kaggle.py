@@ -19,7 +19,9 @@ def download_chest_xray(target: Path) -> Path:
         DataError: kagglehub is not installed, no token, no network, or the target is in use.
     """
     if target.exists() and any(target.iterdir()):
-        raise DataError(f"{target} is not empty; name a new folder, or use what is there: xray-opt data prepare {target}")
+        raise DataError(
+            f"{target} is not empty; name a new folder, or use what is there: xray-opt data prepare {target}"
+        )
     try:
         import kagglehub
     except ImportError as error:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 # MLflow reads these when it is imported: films are nobody's business, and standard output belongs to the commands.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient
@@ -76,6 +77,8 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
         TrackingError: the server is unreachable or refuses, or the database cannot be opened.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It warns that no pip was found, wherever uv made the environment.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return _embedded(workspace)
@@ -93,9 +96,6 @@ def embedded_uri(workspace: Workspace) -> str:
 
 def without_credentials(text: str) -> str:
     """``text`` with ``user:password@`` taken out of a URI it is or holds."""
-    if re.fullmatch(r"\S+://\S+", text):
-        parts = urlsplit(text)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     return re.sub(r"://[^/\s]*@", "://", text)
 
 

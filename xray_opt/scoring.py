@@ -7,8 +7,8 @@ study (who, when, why) and to the MLflow run, and ``compare`` shows test scores 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from xray_opt.errors import BadFilm, ConfigError, DataError
 from xray_opt.metrics import Scores, scores
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import log_run_metrics, tag_run
-from xray_opt.tuning import TrialRecord, annotate, annotate_trial, read_study
+from xray_opt.tuning import StudyRecord, TrialRecord, annotate, read_study
 
 #: What ``predict`` reads when it is given a folder.
 SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
@@ -52,21 +52,33 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """One opening of the sealed test split; ``scores`` are at the threshold fixed on validation."""
+
+    who: str
+    when: str
+    why: str
+    trial: int | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """A study's trials, best validation F1 first, with test scores of those whose test was opened."""
 
     summary: str
     trials: tuple[TrialRecord, ...]
-    openings: int
+    openings: tuple[Opening, ...]
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
         names = sorted({name for trial in self.trials for name in trial.params})
         test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
+        tested = {opening.trial: opening.scores for opening in self.openings}
         columns = ["trial", "state", *(SHORT.get(name, name.split(".")[-1]) for name in names), "val F1", "val AUC"]
         rows: list[list[object]] = [
             [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
-            + [t.notes.get(name) for name in test]
+            + [tested.get(t.number, {}).get(name) for name in test]
             for t in self.trials
         ]
         return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
@@ -75,11 +87,13 @@ class Leaderboard:
         """JSON-ready."""
         return {
             "summary": self.summary,
-            "test_openings": self.openings,
+            "test_openings": [asdict(opening) for opening in self.openings],
             "trials": [trial.to_dict() for trial in self.trials],
         }
 
 
+#: Study note that holds every opening of the test split.
+OPENINGS = "test_openings"
 #: Column heads that two params would share, or that are too long.
 SHORT = {"optimizer.learning_rate": "lr", "loss.alpha": "focal alpha"}
 
@@ -94,8 +108,7 @@ def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
     order = {"COMPLETE": 0, "PRUNED": 1}
     trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
     summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
-    openings = record.notes.get("test_openings") or []
-    return Leaderboard(summary, tuple(trials), len(openings))
+    return Leaderboard(summary, tuple(trials), tuple(openings(record)))
 
 
 def evaluate(
@@ -126,8 +139,7 @@ def evaluate(
             f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "
             "cannot be told from its training films; score other films with --split all --data PATH"
         )
-    if split == "test":
-        _record_opening(loaded, connection, workspace, str(why))
+    opening = _record_opening(loaded, connection, workspace, str(why)) if split == "test" else None
     films = manifest.films if split == "all" else manifest.of(split)
     labels = np.array([film.label for film in films])
     probabilities = loaded.predictor.probabilities([Path(manifest.root) / film.path for film in films])
@@ -140,8 +152,8 @@ def evaluate(
         at_half=scores(labels, probabilities),
         at_threshold=scores(labels, probabilities, loaded.bundle.threshold),
     )
-    if split == "test":
-        _record_test_scores(loaded, connection, workspace, result)
+    if opening is not None:
+        _record_scores(opening, loaded, connection, workspace, result.at_threshold)
     return result
 
 
@@ -153,30 +165,45 @@ def _data_settings(loaded: registry.Loaded, split: str, data: str | None) -> Dat
     return replace(config, root=data or config.root)
 
 
-def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: Workspace, why: str) -> None:
+def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: Workspace, why: str) -> Opening:
     """Write who opened the test split, when and why, before any label is read."""
-    opening = {
-        "who": getpass.getuser(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "why": why,
-        "trial": loaded.tags.get("xray_opt.trial"),
-    }
-    study = loaded.tags.get("xray_opt.study")
-    if study:
-        record = read_study(study, workspace)
-        annotate(study, workspace, "test_openings", [*(record.notes.get("test_openings") or []), opening])
-    tag_run(connection, loaded.run_id, "xray_opt.test_opened", f"{opening['when']} {opening['who']}: {why}")
+    opening = Opening(
+        who=getpass.getuser(),
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        why=why,
+        trial=int(number) if (number := loaded.tags.get("xray_opt.trial")) else None,
+    )
+    _note_opening(loaded, workspace, opening)
+    if loaded.run_id:
+        tag_run(connection, loaded.run_id, "xray_opt.test_opened", f"{opening.when} {opening.who}: {why}")
+    return opening
 
 
-def _record_test_scores(
-    loaded: registry.Loaded, connection: Connection, workspace: Workspace, result: Evaluation
+def _record_scores(
+    opening: Opening, loaded: registry.Loaded, connection: Connection, workspace: Workspace, result: Scores
 ) -> None:
-    values = {f"test.{name}": value for name, value in asdict(result.at_threshold).items()}
-    log_run_metrics(connection, loaded.run_id, values)
-    study, trial = loaded.tags.get("xray_opt.study"), loaded.tags.get("xray_opt.trial")
-    if study and trial:
-        for name, value in values.items():
-            annotate_trial(study, workspace, int(trial), name, value)
+    values = {f"test.{name}": value for name, value in asdict(result).items()}
+    _note_opening(loaded, workspace, replace(opening, scores=values))
+    if loaded.run_id:
+        log_run_metrics(connection, loaded.run_id, values)
+
+
+def _note_opening(loaded: registry.Loaded, workspace: Workspace, opening: Opening) -> None:
+    """Write an opening to the study of the model, if it has one; a second note of the same opening replaces it."""
+    study = loaded.tags.get("xray_opt.study")
+    if not study:
+        return
+    others = [
+        item
+        for item in openings(read_study(study, workspace))
+        if replace(item, scores={}) != replace(opening, scores={})
+    ]
+    annotate(study, workspace, OPENINGS, [asdict(item) for item in [*others, opening]])
+
+
+def openings(study: StudyRecord) -> list[Opening]:
+    """Every opening of the study's test split, oldest first."""
+    return [Opening(**item) for item in study.notes.get(OPENINGS) or []]
 
 
 def predict(

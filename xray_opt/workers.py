@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class StudyWatcher:
 
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    trial_started: Callable[[int, StudyConfig, dict[str, object]], None] = lambda number, study, params: None
+    known: Callable[[int, TrialRecord | None], None] = lambda counted, best: None
+    trial_started: Callable[[int, StudyConfig, Mapping[str, object]], None] = lambda number, study, params: None
     epoch: Callable[[int, Epoch], None] = lambda number, epoch: None
     trial_ended: Callable[[TrialRecord], None] = lambda record: None
 
@@ -49,6 +50,7 @@ class TuneReport:
     study: str
     tally: Tally
     version: registry.Version | None
+    aliases: tuple[str, ...]
     experiment_id: str
 
 
@@ -68,8 +70,10 @@ def tune(
         XrayError: what stops the whole study, as one line; a single failing trial does not.
     """
     manifest = prepared(study.config.data, workspace, lambda done, n: watcher.progress("index", done, n))
-    with open_study(study, workspace, manifest.sha256) as opened:
-        return _tune(opened, manifest, workspace, total or study.trials, timeout, watcher)
+    opened = open_study(study, workspace, manifest.sha256)
+    before = opened.read()
+    watcher.known(before.counted, before.best)
+    return _tune(opened, manifest, workspace, total or study.trials, timeout, watcher)
 
 
 def _tune(
@@ -102,7 +106,9 @@ def _tune(
             say=watcher.say,
         )
         version = _settle(opened, tracking, connection, base, tags)
-        return TuneReport(study.name, tally, version, tracking.experiment_id)
+        aliases = registry.aliases(connection, version.name) if version else {}
+        held = tuple(alias for alias, number in aliases.items() if version and number == version.version)
+        return TuneReport(study.name, tally, version, held, tracking.experiment_id)
 
 
 def _study_base(opened: OpenStudy, workspace: Workspace) -> Base:

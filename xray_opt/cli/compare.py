@@ -25,4 +25,7 @@ def compare(study_name: str, as_json: bool) -> None:
         return
     columns, rows = board.table()
     print_table(columns, rows, title=f"{study_name}: {board.summary}")
-    click.echo(f"test split opened {board.openings} times" if board.openings else "test split: sealed, never opened")
+    if not board.openings:
+        click.echo("test split: sealed, never opened")
+    for opening in board.openings:
+        click.echo(f"test split opened {opening.when} by {opening.who} for trial {opening.trial}: {opening.why}")

@@ -13,7 +13,7 @@ from xray_opt.cli.progress import Progress
 
 if TYPE_CHECKING:
     from xray_opt.config import DataConfig
-    from xray_opt.dataset import Manifest
+    from xray_opt.dataset import Film, Manifest
 
 
 @click.group()
@@ -24,7 +24,9 @@ def data() -> None:
 def _split_options(function: Any) -> Any:
     for option in (
         click.option("--skip-bad", is_flag=True, help="Leave out films that cannot be used, and record them."),
-        click.option("--keep-test", is_flag=True, help="Keep the folder's own test split; leave out its patients elsewhere."),
+        click.option(
+            "--keep-test", is_flag=True, help="Keep the folder's own test split; leave out its patients elsewhere."
+        ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the split."),
         click.argument("root", type=click.Path()),
     ):
@@ -51,10 +53,12 @@ def prepare(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json: bool
     from xray_opt.dataset import audit, prepared, remember
 
     workspace, config = Workspace.here(), _config(root, seed, keep_test, skip_bad)
-    manifest = prepared(config, workspace, lambda done, n: Progress().bar("index", done, n))
+    bar = Progress().bar
+    manifest = prepared(config, workspace, lambda done, n: bar("index", done, n))
     report = audit(manifest, screen=False)
     report.raise_on_leak()
-    path = remember(manifest, config, workspace)
+    remember(manifest, workspace)
+    path = manifest.save(workspace.manifests)
     if as_json:
         print_json(_summary(manifest) | {"manifest": str(path), "leaks": 0})
         return
@@ -76,18 +80,22 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "files": len(manifest.films) + len(manifest.left_out),
         "films": len(manifest.films),
         "left_out": dict(Counter(item.reason for item in manifest.left_out)),
-        "joined_keys": joined_keys(manifest),
+        "joined_by_identical_files": joined_keys(manifest),
         "splits": splits,
         "sha256": manifest.sha256,
     }
 
 
 def joined_keys(manifest: Manifest) -> list[list[str]]:
-    """Patient keys that share a file byte for byte and so stand in one group."""
-    keys: dict[str, set[str]] = {}
+    """File names of identical films that stand under different patient keys, and so joined two patients."""
+    same: dict[str, list[Film]] = {}
     for film in manifest.films:
-        keys.setdefault(film.group, set()).add(film.patient)
-    return sorted(sorted(patients) for patients in keys.values() if len(patients) > 1)
+        same.setdefault(film.sha256, []).append(film)
+    return [
+        [film.path.rsplit("/", 1)[-1] for film in films]
+        for films in same.values()
+        if len({film.patient for film in films}) > 1
+    ]
 
 
 def _print_summary(manifest: Manifest) -> None:
@@ -95,13 +103,12 @@ def _print_summary(manifest: Manifest) -> None:
     click.echo(f"files: {summary['files']} · films in splits: {summary['films']}")
     for reason, count in summary["left_out"].items():
         click.echo(f"left out: {count} ({reason})")
-    for keys in summary["joined_keys"]:
-        click.echo(f"one group by identical files: {' = '.join(keys)}")
-    rows = [
-        [split, facts["films"], facts["groups"], facts.get("NORMAL", 0), facts.get("PNEUMONIA", 0)]
-        + [f"{100 * facts.get('PNEUMONIA', 0) / max(facts['films'], 1):.1f} %"]
-        for split, facts in summary["splits"].items()
-    ]
+    for names in summary["joined_by_identical_files"]:
+        click.echo(f"one patient group, as these files are identical: {', '.join(names)}")
+    rows = []
+    for split, facts in summary["splits"].items():
+        share = f"{100 * facts.get('PNEUMONIA', 0) / max(facts['films'], 1):.1f} %"
+        rows.append([split, facts["films"], facts["groups"], facts.get("NORMAL", 0), facts.get("PNEUMONIA", 0), share])
     print_table(["split", "films", "patient groups", "normal", "pneumonia", "share"], rows)
 
 
@@ -113,13 +120,10 @@ def audit_command(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json
 
     Exits with 3 if a patient or a file stands in two splits, or if there are bad files and --skip-bad is not given.
     """
-    import dataclasses
-
     from xray_opt.dataset import audit, prepare
 
     bar = Progress().bar
-    config = dataclasses.replace(_config(root, seed, keep_test, True))
-    manifest = prepare(config, lambda done, n: bar("index", done, n))
+    manifest = prepare(_config(root, seed, keep_test, True), lambda done, n: bar("index", done, n))
     report = audit(manifest, screen=True)
     if as_json:
         print_json(report.to_dict())

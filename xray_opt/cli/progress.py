@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -44,7 +46,7 @@ class Progress:
             self._rewrite(f"{what} {done}/{total}")
             if done >= total:
                 self._clear()
-        elif done >= total or time.monotonic() - self.announced.get(what, 0.0) > 10:
+        elif done >= total or time.monotonic() - self.announced.setdefault(what, time.monotonic()) > 10:
             self.announced[what] = time.monotonic()
             click.echo(f"{what} {done}/{total}", err=True)
 
@@ -54,7 +56,7 @@ class Progress:
         if best is not None and best.value is not None:
             self.best = (best.value, best.number)
 
-    def trial_started(self, number: int, study: StudyConfig, params: dict[str, object]) -> None:
+    def trial_started(self, number: int, study: StudyConfig, params: Mapping[str, object]) -> None:
         """Announce a trial and its params."""
         self.epochs = study.config.training.epochs
         shown = ", ".join(f"{name.split('.')[-1]} {cell(value)}" for name, value in params.items())
@@ -79,10 +81,11 @@ class Progress:
             self.counted += 1
         if record.state == "COMPLETE" and record.value is not None and (self.best or (-1.0, 0))[0] < record.value:
             self.best = (record.value, record.number)
-        what = {
-            "COMPLETE": f"val F1 {cell(record.value)}",
-            "PRUNED": f"pruned after epoch {max(record.intermediate, default=0)}",
-        }.get(record.state, f"failed: {record.reason}")
+        what = f"failed: {record.reason}"
+        if record.state == "COMPLETE":
+            what = f"val F1 {cell(record.value)}"
+        elif record.state == "PRUNED":
+            what = f"pruned after epoch {max(record.intermediate, default=0)}"
         self.say(f"trial {record.number}: {what} in {duration(record.seconds or 0)}{self._outlook()}")
 
     def _outlook(self) -> str:
@@ -93,8 +96,7 @@ class Progress:
         return f"{text} · {duration((time.monotonic() - self.began) / self.finished * left)} to go"
 
     def _rewrite(self, line: str) -> None:
-        columns = click.get_text_stream("stderr").isatty() and _columns()
-        line = line[: columns - 1] if columns else line
+        line = line[: shutil.get_terminal_size().columns - 1]
         click.echo("\r" + line.ljust(self.width), nl=False, err=True)
         self.width = len(line)
 
@@ -102,9 +104,3 @@ class Progress:
         if self.live and self.width:
             click.echo("\r" + " " * self.width + "\r", nl=False, err=True)
             self.width = 0
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns

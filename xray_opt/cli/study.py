@@ -51,7 +51,14 @@ def show(name: str, as_json: bool) -> None:
         return
     names = sorted({param for trial in record.trials for param in trial.params})
     rows = [
-        [t.number, t.state.lower(), t.value, len(t.intermediate), *(t.params.get(name) for name in names), t.reason or ""]
+        [
+            t.number,
+            t.state.lower(),
+            t.value,
+            len(t.intermediate),
+            *(t.params.get(name) for name in names),
+            t.reason or "",
+        ]
         for t in record.trials
     ]
     print_table(["trial", "state", "val F1", "epochs", *(n.split(".")[-1] for n in names), "reason"], rows, title=name)
@@ -73,5 +80,3 @@ def delete(name: str, yes: bool) -> None:
         click.confirm(f"delete study {name} with {len(record.trials)} trials?", abort=True, err=True)
     counts: dict[str, Any] = delete_whole_study(name, Workspace.here())
     click.echo(f"deleted study {name}: {len(record.trials)} trials, {counts['runs']} MLflow runs")
-
-

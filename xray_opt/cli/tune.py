@@ -62,7 +62,7 @@ def _as_dict(report: TuneReport) -> dict[str, Any]:
         "failed": tally.failed,
         "started_now": tally.started_now,
         "best": best and {"trial": best.number, "val.f1": best.value, "params": best.params},
-        "registered": version and {"name": version.name, "version": version.version, "aliases": list(version.aliases)},
+        "registered": version and {"name": version.name, "version": version.version, "aliases": list(report.aliases)},
         "mlflow_experiment": report.experiment_id,
     }
 
@@ -77,7 +77,7 @@ def _print(report: TuneReport) -> None:
     if tally.best is not None:
         click.echo(f"best: trial {tally.best.number}, val F1 {cell(tally.best.value)}")
     if report.version is not None:
-        aliases = ", ".join(report.version.aliases) or "no alias"
+        aliases = ", ".join(report.aliases) or "no alias"
         click.echo(f"registered: {report.version.name} version {report.version.version} ({aliases})")
     click.echo(f"next: xray-opt compare {report.study} · xray-opt ui")
 
@@ -85,7 +85,9 @@ def _print(report: TuneReport) -> None:
 @click.command()
 @click.option("--name", help="Name of the MLflow run; default: train-DATE-TIME.")
 @click.option("--study", "study_name", help="Take the fixed settings of this study file.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write adapter and base weights into this new folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Also write adapter and base weights into this new folder."
+)
 @run_options
 @as_json
 def train(name: str | None, study_name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:

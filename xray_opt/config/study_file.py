@@ -26,7 +26,12 @@ def shipped_studies() -> Path:
 def find_study(name: str, workspace: Workspace) -> Path:
     """Path of a study file given as path, as ``studies/laptop.yaml`` or as ``laptop``."""
     stem = Path(name).stem
-    candidates = (Path(name), workspace.root / name, workspace.studies / f"{stem}.yaml", shipped_studies() / f"{stem}.yaml")
+    candidates = (
+        Path(name),
+        workspace.root / name,
+        workspace.studies / f"{stem}.yaml",
+        shipped_studies() / f"{stem}.yaml",
+    )
     plain = name in (stem, f"studies/{stem}.yaml")
     for candidate in candidates if plain else candidates[:2]:
         if candidate.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder that holds ``data/``, ``studies/`` and ``mlruns/``; nothing is written outside it but the weight cache."""
+    """A folder with ``data/``, ``studies/`` and ``mlruns/``; nothing but the weight cache is written outside it."""
 
     root: Path
 

@@ -29,8 +29,8 @@ Grey = NDArray[np.uint8]
 
 #: Brightest value of a film of 12 bits.
 _TWELVE_BITS = 4095
-#: Difference of two colour channels, of 255, above which a pixel has colour and not merely JPEG's rounding.
-_COLOUR = 24
+#: Chroma (0 is grey, 128 the most) above which a spot has colour and not merely JPEG's rounding.
+_COLOUR = 10
 _MODES = ("1", "L", "I;16", "I;16B", "I", "RGB", "P")
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
@@ -117,7 +117,7 @@ def thumbnail(path: Path, side: int) -> Grey:
 
 
 def has_colour(path: Path) -> bool:
-    """Whether an RGB film has any coloured spot (of about 1 % of its width), not only grey saved as RGB.
+    """Whether an RGB film has any coloured spot (of about 1/64 of its width), not only grey saved as RGB.
 
     Raises:
         BadFilm: it cannot be used.
@@ -127,9 +127,9 @@ def has_colour(path: Path) -> bool:
         image = _opened(content)
         if image.mode != "RGB":
             return False
-        image.draft("RGB", (128, 128))
-        channels = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.BOX)).astype(np.int16)
-        return bool((channels.max(axis=2) - channels.min(axis=2)).max() > _COLOUR)
+        image.draft("RGB", (64, 64))
+        chroma = np.asarray(image.convert("YCbCr").resize((64, 64), Image.Resampling.BOX))[:, :, 1:]
+        return bool(np.abs(chroma.astype(np.int16) - 128).max() > _COLOUR)
 
 
 def to_square(grey: Grey, side: int) -> Grey:

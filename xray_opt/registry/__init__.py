@@ -7,13 +7,14 @@ Alias ``champion`` is what is used; ``candidate`` is the newest one that waits t
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry.loading import Loaded, load
 from xray_opt.registry.registration import register
-from xray_opt.registry.versions import Comparison, Version, champion, promote, version_for_run
+from xray_opt.registry.versions import Comparison, Version, aliases, champion, promote, version_for_run
 
 __all__ = [
     "Comparison",
     "Connection",
     "Loaded",
     "Version",
+    "aliases",
     "champion",
     "load",
     "promote",

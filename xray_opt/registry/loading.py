@@ -112,9 +112,8 @@ def _load_folder(folder: Path, device: torch.device) -> Loaded:
     """A folder with ``bundle.json`` in it or in ``adapter/``, and ``base.safetensors`` in either or beside it."""
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
     bundle = read_bundle(inner)
-    kept = next(
-        (path for path in (p / "base.safetensors" for p in (inner, folder, inner.parent)) if path.is_file()), None
-    )
+    places = [place / "base.safetensors" for place in (inner, folder, inner.parent)]
+    kept = next((path for path in places if path.is_file()), None)
     network, bundle = load_bundle(inner, read_base(kept) if kept else _named_base(bundle))
     return Loaded(Predictor(network, bundle, device), "", {})
 

@@ -94,9 +94,7 @@ def _register(
     client = connection.client
     _ensure_model(connection, name)
     run = client.get_run(run_id)
-    facts = {
-        f"val.{key.removeprefix('val.')}": f"{value:.6f}" for key, value in bundle.scores.items() if "best" not in key
-    }
+    facts = {key: f"{value:.6f}" for key, value in bundle.scores.items() if key.startswith("val.")}
     facts |= dict(tags) | {"xray_opt.base_sha256": base.sha256}
     if commit := run.data.tags.get(COMMIT):
         facts["git_commit"] = commit

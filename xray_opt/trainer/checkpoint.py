@@ -91,8 +91,7 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove every file of this checkpoint."""
-        for path in (self.path, self.previous, self.path.with_name(self.path.name + ".part")):
-            path.unlink(missing_ok=True)
+        discard_checkpoint(self.path)
 
     def _check(self, state: State, path: Path) -> None:
         stored: dict[str, str] = state["identity"]
@@ -102,6 +101,12 @@ class Checkpoint:
                 f"checkpoint {path} belongs to another training: {name} was {stored.get(name)}, now "
                 f"{self.identity.get(name)}; remove the file or go back to the old setting"
             )
+
+
+def discard_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, its predecessor and what a kill left half written; there need not be any."""
+    for suffix in ("", ".previous", ".part"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> State | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -49,14 +49,14 @@ class Search:
     lost: Callable[[TrialRecord], None]
     ended: Callable[[TrialRecord, Path], None]
     say: Callable[[str], None]
-    first: int = 0
+    before: set[int] = field(default_factory=set)
     started: int = 0
 
     def run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         """See ``OpenStudy.tune``."""
         sampler_for(self.config.sampler, 0, 0)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.first = len(self.study.get_trials(deepcopy=False))
+        self.before = {t.number for t in self.study.get_trials(deepcopy=False) if t.state.is_finished()}
         stopped = "done"
         while True:
             late = time.monotonic() >= deadline
@@ -89,7 +89,7 @@ class Search:
 
     def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
         """Failures of this call are what counts: a study may go on once their cause is mended."""
-        new = [trial for trial in trials if trial.number >= self.first and trial.state.is_finished()]
+        new = [trial for trial in trials if trial.number not in self.before and trial.state.is_finished()]
         failed = [t for t in new if t.state == TrialState.FAIL and t.user_attrs.get(REASON) not in RESUMABLE]
         reasons = {trial.user_attrs.get(REASON) for trial in failed}
         last = record_of(failed[-1]).message if failed else ""

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import optuna
@@ -50,7 +50,8 @@ def open_storage(url: str) -> RDBStorage:
         file.parent.mkdir(parents=True, exist_ok=True)
     options = {"connect_args": {"timeout": BUSY}} if backend == "sqlite" else {"pool_pre_ping": True}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with reachable(url):
+    # Two workers that make the tables at once would trip over each other.
+    with reachable(url), _file_lock(url) if backend == "sqlite" else nullcontext():
         try:
             return RDBStorage(url, engine_kwargs=options)
         except ImportError as error:

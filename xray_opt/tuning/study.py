@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> O
             check_rules(attrs, config, data_sha256)
         else:
             # The data hash goes last: a study without it was killed here, holds no trial, and is set up again.
-            study.set_metric_names(["val.f1"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(["val.f1"])
             study.set_user_attr(RULES, config.rules())
             study.set_user_attr("xray_opt_version", __version__)
             study.set_user_attr(DATA, data_sha256)

@@ -1,0 +1,187 @@
+"""Room mlflow_client: which store is opened, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking_server
+
+from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.errors import TrackingError
+from xray_opt.mlflow_client import connect, embedded_uri, speaking, without_credentials
+
+
+@pytest.fixture(autouse=True)
+def _no_uri_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def refusal(uri: str, folder: Path) -> str:
+    with pytest.raises(TrackingError) as caught:
+        connect(TrackingConfig(uri=uri), Workspace(folder))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_embedded_store_lies_in_the_workspace(tmp_path: Path) -> None:
+    connection = embedded(tmp_path)
+    mlruns = tmp_path.resolve() / "workspace" / "mlruns"
+    assert connection.local
+    assert connection.uri == f"sqlite:///{mlruns}/mlflow.db" == embedded_uri(connection.workspace)
+    assert connection.artifact_root == mlruns / "artifacts"
+    assert connection.artifact_root.is_dir()
+    assert connection.client.search_runs(["0"]) == []
+
+
+def test_importing_and_connecting_prints_nothing_and_leaves_nothing_beside_mlruns() -> None:
+    fresh = template()
+    assert fresh.printed == ""
+    assert {path.name for path in fresh.folder.iterdir()} == {"mlruns"}
+
+
+def test_the_setting_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = embedded(tmp_path).uri
+    workspace = Workspace(tmp_path / "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
+    assert connect(TrackingConfig(), workspace).uri == own
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    named = connect(TrackingConfig(uri=own), workspace)
+    assert (named.uri, named.local, named.artifact_root) == (own, True, None)
+
+
+def test_usage_reports_to_mlflows_makers_are_off() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://ann:secret@host:5000/x", "http://host:5000/x"),
+        ("http://ann:a@b@host:5000", "http://host:5000"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://host:5000", "http://host:5000"),
+        ("request to https://ann:secret@host/api failed", "request to https://host/api failed"),
+        ("null", "null"),
+    ],
+)
+def test_passwords_are_never_shown(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+def test_a_connection_does_not_show_its_password(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    connection = replace(embedded(tmp_path), uri="http://ann:secret@host:5000")
+    assert connection.shown == "http://host:5000"
+    assert "secret" not in repr(connection)
+
+
+def test_an_unreachable_server_is_named_without_password(tmp_path: Path) -> None:
+    port = free_port()
+    line = refusal(f"http://ann:secret@127.0.0.1:{port}", tmp_path)
+    assert f"http://127.0.0.1:{port}" in line
+    assert "secret" not in line
+    assert "MLFLOW_TRACKING_URI" in line
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_given_up_within_20_seconds(tmp_path: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        began = time.monotonic()
+        refusal(f"http://127.0.0.1:{mute.getsockname()[1]}", tmp_path)
+        assert time.monotonic() - began < 20
+
+
+@contextmanager
+def answering(status: int) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers everything with ``status``; its URI and the logins it was shown."""
+    logins: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            logins.append(self.headers.get("Authorization", ""))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", logins
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_wants_a_login_says_which_variables_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
+    with answering(status) as (uri, logins):
+        line = refusal(uri, tmp_path)
+    assert str(status) in line
+    assert "MLFLOW_TRACKING_PASSWORD" in line
+    assert logins == ["Bearer abc"]
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_something_else_at_the_uri_is_no_mlflow(tmp_path: Path, status: int) -> None:
+    with answering(status) as (uri, _):
+        assert str(status) in refusal(uri, tmp_path)
+
+
+def test_a_database_that_is_none_is_one_line(tmp_path: Path) -> None:
+    broken = Workspace(tmp_path)
+    broken.mlruns.mkdir()
+    (broken.mlruns / "mlflow.db").write_bytes(b"this is not a database" * 100)
+    with pytest.raises(TrackingError, match="cannot open the embedded store") as caught:
+        connect(TrackingConfig(), broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").write_text("in the way")
+    with pytest.raises(TrackingError, match="is the folder writable"):
+        connect(TrackingConfig(), Workspace(tmp_path))
+
+
+def test_what_mlflow_raises_becomes_one_line_with_action_and_store() -> None:
+    with pytest.raises(TrackingError) as caught, speaking("http://ann:pw@host", "log metrics"):
+        raise MlflowException("API request to http://ann:pw@host/api failed\nwith 500")
+    expected = "MLflow at http://host: cannot log metrics: API request to http://host/api failed with 500"
+    assert str(caught.value) == expected
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(ZeroDivisionError), speaking("sqlite:///x", "divide"):
+        _ = 1 / 0
+
+
+@pytest.mark.slow
+def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CONNECT, str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=300)[1] for process in both] == ["", ""]
+    assert [process.returncode for process in both] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_server_counts_as_remote_even_on_this_machine(tmp_path: Path) -> None:
+    with tracking_server(tmp_path) as uri:
+        connection = connect(TrackingConfig(uri=uri), Workspace(tmp_path))
+        assert (connection.local, connection.artifact_root) == (False, None)
+        assert connection.client.search_experiments()

@@ -1,0 +1,509 @@
+"""Room tracking: what a study and its trials leave in MLflow. One contract for the embedded store and a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.entities import ViewType
+from mlflow_stores import CONFIG, ROOT, embedded, finished_run, free_port, manifest, tracking_server
+
+from xray_opt.config import TrackingConfig, Workspace, flatten, override
+from xray_opt.dataset import Pseudonyms
+from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, TrackingError, TrainingError
+from xray_opt.metrics import Scores
+from xray_opt.mlflow_client import Connection, connect
+from xray_opt.tracking import (
+    RankedTrial,
+    Run,
+    Tracking,
+    close_lost,
+    delete_run,
+    log_run_metrics,
+    orphan_runs,
+    study_runs,
+    tag_run,
+    unreferenced_artifacts,
+)
+from xray_opt.trainer import Epoch
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tracking_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
+
+
+@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.slow)])
+def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Connection:
+    if request.param == "embedded":
+        return embedded(tmp_path)
+    return connect(TrackingConfig(uri=request.getfixturevalue("server")), Workspace(tmp_path / "workspace"))
+
+
+@pytest.fixture
+def study() -> str:
+    """A name of its own for each test: they may share a server."""
+    return f"study-{uuid.uuid4().hex[:8]}"
+
+
+def tags(study: str) -> dict[str, str]:
+    return {"xray_opt.study": study, "xray_opt.data_sha256": "d" * 64}
+
+
+def epoch(number: int, f1: float = 0.5) -> Epoch:
+    return Epoch(number, 0.3, 0.4, Scores(f1, 0.8, 0.7, 0.6, 0.55), 1e-4, 2.0, True, 100.0)
+
+
+def text_of(connection: Connection, run_id: str, name: str, folder: Path) -> str:
+    return Path(connection.client.download_artifacts(run_id, name, str(folder))).read_text()
+
+
+def test_open_finds_what_it_made_before(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, tags(study)) as first:
+        assert connection.client.get_run(first.parent_id).info.status == "RUNNING"
+    assert connection.client.get_run(first.parent_id).info.status == "FINISHED"
+    with Tracking.open(connection, study, tags(study)) as second:
+        assert (second.parent_id, second.experiment_id) == (first.parent_id, first.experiment_id)
+        assert connection.client.get_run(first.parent_id).info.status == "RUNNING"
+    parent = connection.client.get_run(first.parent_id)
+    assert parent.info.run_name == study
+    assert parent.data.tags["xray_opt.role"] == "study"
+    assert parent.data.tags["xray_opt.study"] == study
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DataError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (None, "FINISHED")]
+)
+def test_the_parent_ends_as_the_block_does(
+    connection: Connection, study: str, error: BaseException | None, status: str
+) -> None:
+    tracking = Tracking.open(connection, study, tags(study))
+    tracking.__exit__(type(error) if error else None, error, None)
+    assert connection.client.get_run(tracking.parent_id).info.status == status
+
+
+def test_close_logs_the_summary(connection: Connection, study: str) -> None:
+    tracking = Tracking.open(connection, study, tags(study))
+    tracking.close({"best.f1": 0.9, "trials.complete": 3})
+    parent = connection.client.get_run(tracking.parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"best.f1": 0.9, "trials.complete": 3.0}
+
+
+def test_two_parents_made_at_once_become_one(
+    connection: Connection, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process's run appears between looking and creating."""
+    from xray_opt.tracking import study as module
+
+    look = module._study_run
+    others = []
+
+    def late(at: Connection, experiment_id: str) -> str | None:
+        if not others:
+            run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study"})
+            others.append(run.info.run_id)
+            return None
+        return look(at, experiment_id)
+
+    monkeypatch.setattr(module, "_study_run", late)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        assert tracking.parent_id == others[0]
+        found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
+        assert len(found) == 1
+
+
+def test_a_deleted_experiment_is_refused_with_the_way_back(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        pass
+    connection.client.delete_experiment(tracking.experiment_id)
+    with pytest.raises(TrackingError, match="mlflow experiments restore"):
+        Tracking.open(connection, study, tags(study))
+
+
+def test_without_parent_there_is_no_study_run(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, {}, parent=False) as tracking:
+        with tracking.run("one", CONFIG, {}, {}) as run:
+            pass
+        with pytest.raises(TrackingError, match="without a study run"):
+            _ = tracking.parent_id
+    found = connection.client.search_runs([tracking.experiment_id])
+    assert [item.info.run_id for item in found] == [run.id]
+    assert "mlflow.parentRunId" not in found[0].data.tags
+
+
+def test_a_run_has_every_setting_and_its_surroundings(connection: Connection, study: str) -> None:
+    searched = {"lora.rank": 2, "optimizer.learning_rate": 1e-4}
+    own = tags(study) | {"xray_opt.trial": "7"}
+    with (
+        Tracking.open(connection, study, tags(study)) as tracking,
+        tracking.run("trial-007", CONFIG, searched, own) as run,
+    ):
+        assert connection.client.get_run(run.id).info.status == "RUNNING"
+    data = connection.client.get_run(run.id).data
+    assert set(data.params) == set(flatten(CONFIG))
+    assert data.params["lora.rank"] == "2"
+    assert data.params["optimizer.learning_rate"] == "0.0001"
+    assert data.params["training.micro_batch"] == "null"
+    assert data.tags["mlflow.parentRunId"] == tracking.parent_id
+    assert data.tags["xray_opt.searched"] == "lora.rank, optimizer.learning_rate"
+    assert data.tags["xray_opt.seed"] == "0"
+    assert {"version.torch", "version.mlflow", "version.python", "xray_opt.version", "mlflow.user"} <= set(data.tags)
+    assert (data.params["data.root"] == "/a/b/films") is connection.local
+    assert data.params["data.root"].endswith("films")
+
+
+def test_the_commit_of_a_checkout_is_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xray_opt.tracking.environment import _commit_tags
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    assert _commit_tags(tmp_path / "no", tmp_path / "nowhere") == {}
+    (tmp_path / "__init__.py").write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    found = _commit_tags(tmp_path, tmp_path / "nowhere")
+    assert len(found["mlflow.source.git.commit"]) == 40
+    assert found["xray_opt.git_changed"] == "false"
+    (tmp_path / "installed").mkdir()
+    assert _commit_tags(tmp_path / "installed", tmp_path / "nowhere") == {}
+
+
+def test_no_password_of_a_tracking_uri_is_logged(connection: Connection, study: str) -> None:
+    config = override(CONFIG, {"tracking.uri": "http://ann:secret@host"})
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", config, {}, {}) as run:
+        pass
+    assert connection.client.get_run(run.id).data.params["tracking.uri"] == "http://host"
+
+
+def test_epochs_are_logged_under_their_numbers(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.log_epoch(epoch(1, 0.4))
+        run.log_epoch(epoch(2, 0.6))
+    history = connection.client.get_metric_history(run.id, "val.f1")
+    assert [(point.step, point.value) for point in history] == [(1, 0.4), (2, 0.6)]
+    assert set(connection.client.get_run(run.id).data.metrics) == {
+        *("train.loss", "val.loss", "val.f1", "val.auc", "val.accuracy", "val.precision", "val.recall"),
+        *("learning_rate", "images_per_second"),
+    }
+
+
+def test_an_undefined_auc_can_be_logged(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.log_epoch(replace(epoch(1), val=Scores(0.0, float("nan"), 0.5, 0.0, 0.0)))
+    value = connection.client.get_run(run.id).data.metrics["val.auc"]
+    assert value != value
+
+
+def test_system_metrics_are_sampled(connection: Connection, study: str) -> None:
+    import time
+
+    config = override(CONFIG, {"tracking.system_interval": 0.05})
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", config, {}, {}) as run:
+        deadline = time.monotonic() + 10
+        while "system/cpu_utilization_percentage" not in connection.client.get_run(run.id).data.metrics:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+STATES = [
+    (None, "FINISHED", {}),
+    (Pruned(3), "KILLED", {"pruned_epoch": "3"}),
+    (NotFinite("loss is NaN"), "FAILED", {"reason": "nan"}),
+    (OutOfMemory("no memory"), "FAILED", {"reason": "oom"}),
+    (TrainingError("why\never"), "FAILED", {"reason": "error"}),
+    (KeyboardInterrupt(), "FAILED", {"reason": "interrupted"}),
+    (SystemExit(1), "FAILED", {"reason": "error"}),
+    (ValueError("person1_virus_6.jpeg"), "FAILED", {"reason": "error"}),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "expected"), STATES, ids=lambda value: type(value).__name__)
+def test_a_run_ends_in_the_state_of_its_block(
+    connection: Connection, study: str, error: BaseException | None, status: str, expected: dict[str, str]
+) -> None:
+    with Tracking.open(connection, study, {}) as tracking:
+        run = end_by(tracking, error)
+    found = connection.client.get_run(run.id)
+    assert found.info.status == status
+    assert found.info.end_time >= found.info.start_time
+    own = {key: value for key, value in found.data.tags.items() if key in ("reason", "pruned_epoch")}
+    assert own == expected
+    words = found.data.tags.get("error", "")
+    assert "\n" not in words
+    assert ("person1" in words) is (connection.local and isinstance(error, ValueError))
+
+
+def end_by(tracking: Tracking, error: BaseException | None) -> Run:
+    run = tracking.run("r", CONFIG, {}, {})
+    if error is None:
+        with run:
+            return run
+    with pytest.raises(type(error)) as caught, run:
+        raise error
+    assert caught.value is error
+    return run
+
+
+def test_a_lost_run_is_closed_once_and_others_stay(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, {}) as tracking:
+        lost = tracking.run("lost", CONFIG, {}, {})
+        lost.__enter__()
+        done = end_by(tracking, None)
+    for run_id in (lost.id, lost.id, done.id, "0" * 32):
+        close_lost(connection, run_id)
+    found = connection.client.get_run(lost.id)
+    assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "worker-lost")
+    assert connection.client.get_run(done.id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_running_behind_which_close_lost_ends(tmp_path: Path) -> None:
+    connection = embedded(tmp_path)
+    code = (
+        "import os, signal, sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
+        "from mlflow_stores import CONFIG; from xray_opt.config import TrackingConfig, Workspace\n"
+        "from xray_opt.mlflow_client import connect; from xray_opt.tracking import Tracking\n"
+        "with Tracking.open(connect(TrackingConfig(), Workspace(Path(sys.argv[1]))), 's', {}) as tracking:\n"
+        "    with tracking.run('r', CONFIG, {}, {}) as run:\n"
+        "        print(run.id, tracking.parent_id, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(connection.workspace.root), str(ROOT), str(ROOT / "tests")]
+    env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    worker = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert worker.returncode == -signal.SIGKILL
+    run_id, parent = worker.stdout.split()
+    assert connection.client.get_run(run_id).info.status == "RUNNING"
+    close_lost(connection, run_id)
+    assert connection.client.get_run(run_id).info.status == "FAILED"
+    with Tracking.open(connection, "s", {}) as tracking:
+        assert tracking.parent_id == parent
+
+
+def test_the_first_error_is_seen_even_if_the_store_is_gone(
+    tmp_path: Path, study: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Tracking.open(embedded(tmp_path), study, {}) as tracking:
+        run = tracking.run("r", CONFIG, {}, {})
+        run.__enter__()
+        run.id = "f" * 32
+        with caplog.at_level(logging.WARNING):
+            run.__exit__(NotFinite, NotFinite("loss is NaN"), None)
+        assert "stays RUNNING" in caplog.text
+        run = tracking.run("r", CONFIG, {}, {})
+        run.__enter__()
+        run.id = "f" * 32
+        with pytest.raises(TrackingError, match="cannot end the run"):
+            run.__exit__(None, None, None)
+
+
+def test_predictions_carry_names_only_in_a_local_store(connection: Connection, study: str, tmp_path: Path) -> None:
+    paths = ("train/PNEUMONIA/person1_virus_6.jpeg", "train/NORMAL/IM-0001-0001.jpeg")
+    names = Pseudonyms(connection.workspace)
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.log_predictions(paths, [1, 0], [0.1 + 0.2, 0.25], names)
+    rows = list(csv.DictReader(io.StringIO(text_of(connection, run.id, "val_predictions.csv", tmp_path))))
+    assert [float(row["probability"]) for row in rows] == [0.1 + 0.2, 0.25]
+    assert [row["label"] for row in rows] == ["1", "0"]
+    films = [row["film"] for row in rows]
+    assert films == (list(paths) if connection.local else [names.film(path) for path in paths])
+
+
+def test_the_data_set_is_an_input_of_study_and_trials(connection: Connection, study: str, tmp_path: Path) -> None:
+    films = manifest(tmp_path)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.log_dataset(films)
+        with tracking.run("r", CONFIG, {}, {}) as run:
+            pass
+    # A later call does not log it again, yet its trials carry it too.
+    with Tracking.open(connection, study, tags(study)) as later, later.run("r", CONFIG, {}, {}) as second:
+        pass
+    for run_id in (tracking.parent_id, run.id, second.id):
+        inputs = connection.client.get_run(run_id).inputs.dataset_inputs
+        contexts = {item.tags[0].value: item.dataset for item in inputs}
+        assert set(contexts) == {"training", "validation"}
+        assert {dataset.digest for dataset in contexts.values()} == {films.sha256[:36]}
+        assert json.loads(contexts["training"].profile) == {"films": 8, "patient_groups": 8, "pneumonia": 4}
+        source = json.loads(contexts["training"].source)
+        assert source["manifest_sha256"] == films.sha256
+        assert ("root" in source) is connection.local
+
+
+def test_a_remote_store_gets_no_name_of_a_film_or_patient(connection: Connection, study: str, tmp_path: Path) -> None:
+    films = manifest(tmp_path)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.log_dataset(films)
+        folder = tracking.download(tracking.parent_id, "data", tmp_path / "got")
+    (table,) = folder.iterdir()
+    text = table.read_text()
+    assert table.name == ("manifest.csv" if connection.local else "manifest-pseudonymised.csv")
+    assert text.count("\n") > len(films.films)
+    told = [name for film in films.films for name in (Path(film.path).name, film.patient, film.group, film.sha256)]
+    told.append(str(tmp_path))
+    assert all((name in text) is connection.local for name in told)
+
+
+def test_files_texts_and_notes_of_the_study(connection: Connection, study: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"123")
+    with Tracking.open(connection, study, {}) as tracking:
+        tracking.log_file(path, "base")
+        tracking.log_text("shortcut AUC 0.9", "shortcut.txt")
+        tracking.note("| trial | val F1 |")
+        assert tracking.download(tracking.parent_id, "base/weights.bin", tmp_path / "got").read_bytes() == b"123"
+    assert text_of(connection, tracking.parent_id, "shortcut.txt", tmp_path / "got") == "shortcut AUC 0.9"
+    assert connection.client.get_run(tracking.parent_id).data.tags["mlflow.note.content"] == "| trial | val F1 |"
+
+
+def test_any_run_can_be_tagged_and_given_metrics_later(connection: Connection, study: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    with Tracking.open(connection, study, {}) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.tag("k", "v")
+        run.log_file(path, "texts")
+    tag_run(connection, run.id, "xray_opt.test_opened", "today")
+    log_run_metrics(connection, run.id, {"test.f1": 0.5})
+    data = connection.client.get_run(run.id).data
+    assert (data.tags["k"], data.tags["xray_opt.test_opened"], data.metrics["test.f1"]) == ("v", "today", 0.5)
+    assert text_of(connection, run.id, "texts/a.txt", tmp_path / "got") == "a"
+
+
+def test_what_is_missing_is_one_line(connection: Connection, study: str, tmp_path: Path) -> None:
+    tracking = Tracking.open(connection, study, {})
+    with pytest.raises(TrackingError, match="cannot fetch adapter"):
+        tracking.download(tracking.parent_id, "adapter", tmp_path)
+    with pytest.raises(TrackingError, match="cannot tag the run"):
+        tag_run(connection, "0" * 32, "a", "b")
+
+
+def test_a_server_that_goes_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient
+
+    uri = f"http://ann:secret@127.0.0.1:{free_port()}"
+    gone = Connection(MlflowClient(uri, uri), uri, False, None, Workspace(tmp_path))
+    with pytest.raises(TrackingError) as caught:
+        tag_run(gone, "0" * 32, "a", "b")
+    assert "secret" not in str(caught.value)
+
+
+def ranked(connection: Connection, study: str) -> dict[str, object]:
+    experiment = connection.client.get_experiment_by_name(study)
+    return {model.name: model for model in connection.client.search_logged_models([experiment.experiment_id])}
+
+
+def test_the_best_trials_are_logged_models_with_scores_and_files(
+    connection: Connection, study: str, tmp_path: Path
+) -> None:
+    runs = [finished_run(connection, tmp_path, study, seed, 0.5 + seed / 10)[0] for seed in range(3)]
+    best = [RankedTrial(runs[number], number, 0.5 + number / 10) for number in (2, 1)]
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.log_dataset(manifest(tmp_path))
+        tracking.rank_models(best)
+        first = ranked(connection, study)
+        assert set(first) == {"trial-002", "trial-001"}
+        tracking.rank_models(best)
+        again = ranked(connection, study)
+        assert {name: model.model_id for name, model in again.items()} == {
+            name: model.model_id for name, model in first.items()
+        }
+        tracking.rank_models([RankedTrial(runs[0], 0, 0.9), best[0]])
+    models = ranked(connection, study)
+    assert set(models) == {"trial-000", "trial-002"}
+    model = models["trial-002"]
+    assert model.model_id == first["trial-002"].model_id
+    assert str(model.status) == "READY"
+    assert model.source_run_id == runs[2]
+    assert model.params["lora.rank"] == "2"
+    assert model.tags["xray_opt.rank"] == "2"
+    assert {(metric.key, metric.value) for metric in model.metrics} == {("best.f1", 0.7), ("best.auc", 0.9)}
+    assert {metric.dataset_name for metric in model.metrics} == {"chest-films-val"}
+    files = connection.client.list_logged_model_artifacts(model.model_id)
+    assert "bundle.json" in {Path(file.path).name for file in files}
+
+
+def test_a_ranked_model_that_a_kill_left_unfinished_is_replaced(
+    connection: Connection, study: str, tmp_path: Path
+) -> None:
+    run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        half = connection.client.create_logged_model(
+            tracking.experiment_id, "trial-000", run_id, tags={"xray_opt.role": "ranked"}
+        )
+        foreign = connection.client.create_logged_model(tracking.experiment_id, "foreign", run_id)
+        tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
+    models = ranked(connection, study)
+    assert models["trial-000"].model_id != half.model_id
+    assert models["foreign"].model_id == foreign.model_id
+
+
+def test_a_local_store_keeps_no_files_of_models_that_are_out(tmp_path: Path, study: str) -> None:
+    connection = embedded(tmp_path)
+    run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
+        assert connection.artifact_root is not None
+        models = connection.artifact_root / study / "models"
+        assert len(list(models.iterdir())) == 1
+        tracking.rank_models([])
+    assert list(models.iterdir()) == []
+
+
+def test_a_deleted_study_leaves_no_run(connection: Connection, study: str, tmp_path: Path) -> None:
+    run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
+    assert study_runs(connection, study) == [run_id, tracking.parent_id]
+    for each in study_runs(connection, study):
+        delete_run(connection, each)
+        delete_run(connection, each)
+    view = ViewType.ALL if connection.local else ViewType.ACTIVE_ONLY
+    assert connection.client.search_runs([tracking.experiment_id], run_view_type=view) == []
+    assert ranked(connection, study) == {}
+    if connection.artifact_root:
+        assert [path for path in connection.artifact_root.rglob("*") if path.is_file()] == []
+
+
+def test_orphans_are_runs_of_unknown_studies_in_the_own_store_only(
+    connection: Connection, study: str, tmp_path: Path
+) -> None:
+    run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, "train", {}, parent=False) as tracking, tracking.run("r", CONFIG, {}, {}):
+        pass
+    assert orphan_runs(connection, {study}) == []
+    own = connection.artifact_root is not None
+    assert (run_id in orphan_runs(connection, set())) is own
+    assert len(orphan_runs(connection, {"other"})) == (2 if own else 0)
+
+
+def test_unreferenced_artifacts_are_those_of_no_run_or_model(tmp_path: Path, study: str) -> None:
+    connection = embedded(tmp_path)
+    run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
+    root = connection.artifact_root
+    assert root is not None
+    assert unreferenced_artifacts(connection, connection.workspace) == []
+    stray = [root / study / ("e" * 32), root / study / "models" / "m-stray"]
+    for folder in stray:
+        (folder / "artifacts").mkdir(parents=True)
+    connection.client.delete_run(run_id)
+    assert unreferenced_artifacts(connection, connection.workspace) == stray
+    elsewhere = replace(connection, artifact_root=None)
+    assert unreferenced_artifacts(elsewhere, connection.workspace) == []

@@ -1,0 +1,182 @@
+"""Films decoded once into a uint8 grey memory map, keyed by manifest and side; what training reads.
+
+The cache of all films of a manifest lies in one folder: ``pixels.npy`` (N, side, side) and ``cache.json`` with its
+SHA-256. It is built under a temporary name and renamed: a kill leaves no half cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xray_opt.config import Workspace
+from xray_opt.dataset import Film, Manifest, decode, to_square
+from xray_opt.errors import BadFilm, DataError
+
+Progress = Callable[[int, int], None]
+FORMAT = 1
+#: The cache is so many times the training side, so that crops stay sharp.
+FACTOR = 1.5
+#: Parts of dead builders older than this many seconds are removed.
+STALE = 3600
+
+
+@dataclass(frozen=True)
+class Split:
+    """The films of one split.
+
+    Attributes:
+        labels: (N,) int64, 1 is pneumonia.
+        groups: patient group of each film.
+        paths: path of each film below the manifest's root.
+    """
+
+    name: str
+    labels: NDArray[np.int64]
+    groups: tuple[str, ...]
+    paths: tuple[str, ...]
+    pixels: NDArray[np.uint8] = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """(B, side, side) uint8 copies of the films at these places of the split."""
+        return np.asarray(self.pixels[self.rows[np.asarray(indices)]])
+
+
+@dataclass(frozen=True)
+class Images:
+    """What training may see: train and validation. There is no test here; it is sealed."""
+
+    train: Split
+    val: Split
+    side: int
+    manifest: Manifest
+
+
+def open_images(
+    manifest: Manifest, image_size: int, workspace: Workspace, progress: Progress | None = None
+) -> Images:
+    """Train and validation films of ``manifest`` for an input of ``image_size`` px; decodes what is not cached.
+
+    Raises:
+        DataError: a film is gone or changed, or the disk is full.
+    """
+    side = cache_side(manifest, image_size)
+    pixels = _open(manifest, side, workspace.caches, progress)
+    return Images(_split(manifest, "train", pixels), _split(manifest, "val", pixels), side, manifest)
+
+
+def cache_side(manifest: Manifest, image_size: int) -> int:
+    """Side of the cached squares: 1.5 times the input, no larger than the largest film, no smaller than the input."""
+    largest = max(max(film.width, film.height) for film in manifest.films)
+    return max(image_size, min(-(-int(2 * FACTOR * image_size) // 2), largest))
+
+
+def _split(manifest: Manifest, name: str, pixels: NDArray[np.uint8]) -> Split:
+    rows = np.array([row for row, film in enumerate(manifest.films) if film.split == name], dtype=np.int64)
+    films = manifest.of(name)
+    labels = np.array([film.label for film in films], dtype=np.int64)
+    groups, paths = (tuple(getattr(film, key) for film in films) for key in ("group", "path"))
+    return Split(name, labels, groups, paths, pixels, rows)
+
+
+def _open(manifest: Manifest, side: int, caches: Path, progress: Progress | None) -> NDArray[np.uint8]:
+    folder = caches / f"{manifest.sha256[:16]}-{side}"
+    found = _whole(folder, manifest, side)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _build(folder, manifest, side, progress)
+        found = _whole(folder, manifest, side)
+    if found is None:
+        raise DataError(f"the cache {folder} is damaged as soon as it is written; check the disk")
+    return found
+
+
+def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | None:
+    """The pixels if the cache is there and what its record says, else none."""
+    try:
+        record = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        file = folder / "pixels.npy"
+        fits = record["format"] == FORMAT and record["manifest"] == manifest.sha256 and record["side"] == side
+        if not fits or record["sha256"] != _sha256(file):
+            return None
+        pixels = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return pixels if pixels.shape == (len(manifest.films), side, side) and pixels.dtype == np.uint8 else None
+
+
+def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        _sweep(folder.parent)
+        _decode_all(part / "pixels.npy", manifest, side, progress)
+        record = {"format": FORMAT, "manifest": manifest.sha256, "side": side, "sha256": _sha256(part / "pixels.npy")}
+        (part / "cache.json").write_text(json.dumps(record), encoding="utf-8")
+        for file in part.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        try:
+            part.rename(folder)
+        except OSError:
+            # Another process was first; what it made is checked like any cache.
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise DataError(f"cannot write the cache {folder}: {error.strerror or error}; free some space") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _decode_all(file: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
+    """Decode in threads straight into the map: memory holds a few films at a time."""
+    shape = (len(manifest.films), side, side)
+    pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    root = Path(manifest.root)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        squares = pool.map(lambda film: _square(root, film, side), manifest.films)
+        for row, square in enumerate(squares):
+            pixels[row] = square
+            if progress:
+                progress(row + 1, shape[0])
+    pixels.flush()
+
+
+def _square(root: Path, film: Film, side: int) -> NDArray[np.uint8]:
+    try:
+        content = (root / film.path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != film.sha256:
+            raise DataError(f"{film.path} changed since it was prepared; run xray-opt data prepare {root} again")
+        return to_square(decode(content, film.path), side)
+    except (BadFilm, FileNotFoundError) as error:
+        raise DataError(f"{film.path} cannot be decoded any more ({error}); run xray-opt data prepare again") from error
+
+
+def _sweep(caches: Path) -> None:
+    """Remove what killed builders left."""
+    for part in caches.glob(".*.part"):
+        try:
+            old = part.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if os.path.getmtime(caches) - old > STALE:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

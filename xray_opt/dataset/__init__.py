@@ -1,0 +1,31 @@
+"""Films, and in which split each one stands: index, patient-level split, manifest, audit, decoder; no torch.
+
+The way of a set: ``index`` lists it, ``preparing`` opens every film once and groups, ``split`` splits, ``manifest`` keeps
+the result, ``audit`` checks it again from the files.
+"""
+
+from xray_opt.dataset.audit import Audit, audit
+from xray_opt.dataset.films import decode, to_square
+from xray_opt.dataset.manifest import Manifest
+from xray_opt.dataset.names import LABELS
+from xray_opt.dataset.preparing import prepare, prepared, remember
+from xray_opt.dataset.pseudonyms import Pseudonyms
+from xray_opt.dataset.records import Film, LeftOut
+from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen
+
+__all__ = [
+    "LABELS",
+    "Audit",
+    "Film",
+    "LeftOut",
+    "Manifest",
+    "Pseudonyms",
+    "Shortcut",
+    "audit",
+    "decode",
+    "prepare",
+    "prepared",
+    "remember",
+    "shortcut_screen",
+    "to_square",
+]
