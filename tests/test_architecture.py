@@ -12,7 +12,8 @@ PACKAGE = ROOT / "xray_opt"
 
 #: Row → rooms. A room imports only from rows below its own, never sideways, never up.
 ROWS = (
-    ("config", "errors", "metrics"),
+    ("errors", "metrics"),
+    ("config",),
     ("dataset", "backbone", "loss", "phantom", "kaggle"),
     ("cache", "adapter", "augment"),
     ("evaluate",),

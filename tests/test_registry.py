@@ -350,6 +350,7 @@ import mlflow, pandas
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import xray_opt
+assert not {"optuna", "xray_opt.tracking"} & set(sys.modules), "not in its requirements"
 table = model.predict(pandas.DataFrame({"image": [sys.argv[3]]}))
 print("ANSWER", json.dumps([xray_opt.__file__, table.to_dict(orient="records")]))
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -164,10 +165,12 @@ def test_mlflow_models_serve_answers_real_requests(tmp_path: Path) -> None:
     run_id, adapter = finished_run(connection, tmp_path, "study")
     register(connection, run_id, adapter, base(), "xray-pneumonia", {}, film())
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--no-conda"][:-1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", "models:/xray-pneumonia@champion", "--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    env = {"MLFLOW_TRACKING_URI": connection.uri, "XRAY_OPT_SERVE_ROOT": ""}
+    # MLflow starts uvicorn by its name: the environment is active, as it is for who types the command.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {"MLFLOW_TRACKING_URI": connection.uri, "XRAY_OPT_SERVE_ROOT": "", "PATH": path}
     with process(command, f"{url}/ping", env):
         url += "/invocations"
         want = expected(adapter, film(1), film(2))

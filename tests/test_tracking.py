@@ -371,6 +371,27 @@ def test_files_texts_and_notes_of_the_study(connection: Connection, study: str, 
     assert connection.client.get_run(tracking.parent_id).data.tags["mlflow.note.content"] == "| trial | val F1 |"
 
 
+def test_a_long_note_is_cut_at_a_line_and_kept_whole_as_an_artifact(
+    connection: Connection, study: str, tmp_path: Path
+) -> None:
+    lines = [f"| {number} | {'x' * 90} |" for number in range(500)]
+    with Tracking.open(connection, study, {}) as tracking:
+        tracking.note("\n".join(lines))
+    shown = connection.client.get_run(tracking.parent_id).data.tags["mlflow.note.content"].splitlines()
+    assert len(shown) > 50
+    assert set(shown[:-2]) <= set(lines)
+    assert text_of(connection, tracking.parent_id, "note.md", tmp_path / "got").splitlines() == lines
+
+
+def test_a_study_taken_up_again_forgets_why_it_failed(connection: Connection, study: str) -> None:
+    tracking = Tracking.open(connection, study, {})
+    tracking.__exit__(DataError, DataError("x"), None)
+    assert connection.client.get_run(tracking.parent_id).data.tags["reason"] == "error"
+    with Tracking.open(connection, study, {}):
+        pass
+    assert not {"reason", "error"} & set(connection.client.get_run(tracking.parent_id).data.tags)
+
+
 def test_any_run_can_be_tagged_and_given_metrics_later(connection: Connection, study: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("a")

@@ -140,4 +140,4 @@ def _try_batch(
         answer = logits(network, plain(torch.from_numpy(pixels).to(device), image_size))
     except torch.OutOfMemoryError:
         return None
-    return answer.double().cpu().numpy()
+    return answer.float().cpu().double().numpy()

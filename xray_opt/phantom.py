@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xray_opt.errors import DataError
 
-Canvas = NDArray[np.float32]
+Canvas = NDArray[Any]  # float32; numpy's stubs know too little of mixed arithmetic to say so
 
 #: Lies in every folder made here, and is written last: without it the folder is not ours to replace.
 MARKER = "phantoms.json"
@@ -239,7 +240,7 @@ def _opacity(body: np.random.Generator, generator: np.random.Generator, kind: st
 
 def _bones(body: np.random.Generator, x: Canvas, y: Canvas, cage: Canvas, dome: Canvas) -> Canvas:
     """Ribs behind (rising to the spine) and before (sinking to the breastbone), clavicles, spine, shoulder blades."""
-    side, gap = np.abs(x), np.float32(body.uniform(0.135, 0.17))
+    side, gap = np.abs(x), float(body.uniform(0.135, 0.17))
     slope, bend = np.float32(body.uniform(0.05, 0.3)), np.float32(body.uniform(0.5, 0.9))
     within = _step(cage + 0.03 - side, 0.012) * (1 - 0.6 * _step(y - dome, 0.03)) * _step(y + 0.8, 0.03)
     behind = y - np.float32(body.uniform(0, 0.15)) - slope * side - bend * np.square(np.maximum(side - 0.3, 0))

@@ -148,12 +148,13 @@ def _repair(connection: Connection, version: Version) -> bool:
 
 def aliases(connection: Connection, name: str) -> dict[str, str]:
     """Alias → version number as text; empty where there is no such model."""
-    try:
-        found = connection.client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code == MISSING:
-            return {}
-        raise
+    with speaking(connection.uri, f"read the aliases of {name}"):
+        try:
+            found = connection.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code == MISSING:
+                return {}
+            raise
     return {alias: str(version) for alias, version in found.items()}
 
 

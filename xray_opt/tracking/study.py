@@ -23,6 +23,9 @@ from xray_opt.tracking.run import Ending, Run, RunPlan, close, ending, log_run_m
 
 log = logging.getLogger(__name__)
 
+#: MLflow takes 8,000 characters a tag.
+LONGEST_NOTE = 7900
+
 
 class Tracking:
     """One study's (or one experiment's) place in MLflow; a context manager that ends the parent run.
@@ -58,11 +61,17 @@ class Tracking:
             if not parent:
                 return cls(connection, experiment_id, None, tags)
             run_id = _parent_run(connection, experiment_id, experiment, dict(tags))
-            connection.client.update_run(run_id, "RUNNING")
             tracking = cls(connection, experiment_id, run_id, tags)
-            inputs = connection.client.get_run(run_id).inputs
-            tracking._datasets = inputs.dataset_inputs if inputs else ()
+            tracking._take_up()
             return tracking
+
+    def _take_up(self) -> None:
+        """The parent run is at work (again): what an earlier call failed with is history."""
+        self._client.update_run(self.parent_id, "RUNNING")
+        run = self._client.get_run(self.parent_id)
+        for tag in {"reason", "error"} & set(run.data.tags):
+            self._client.delete_tag(self.parent_id, tag)
+        self._datasets = run.inputs.dataset_inputs if run.inputs else ()
 
     @property
     def parent_id(self) -> str:
@@ -134,9 +143,20 @@ class Tracking:
             self._client.log_text(self.parent_id, text, name)
 
     def note(self, markdown: str) -> None:
-        """Set the description of the parent run, which MLflow's UI renders."""
+        """Set the description of the parent run, which MLflow's UI renders, and store it whole as ``note.md``.
+
+        A description that is longer than MLflow's limit of a tag is cut at a line.
+        """
+        lines, size = [], 0
+        for line in markdown.splitlines():
+            size += len(line) + 1
+            if size > LONGEST_NOTE:
+                lines.append("\nThe whole text: artifact note.md.")
+                break
+            lines.append(line)
         with speaking(self._connection.uri, "write the study's note"):
-            self._client.set_tag(self.parent_id, "mlflow.note.content", markdown)
+            self._client.set_tag(self.parent_id, "mlflow.note.content", "\n".join(lines))
+        self.log_text(markdown, "note.md")
 
     def rank_models(self, best: Sequence[RankedTrial]) -> None:
         """Make exactly these trials the study's LoggedModels ``trial-NNN``, best first; safe to repeat."""

@@ -42,7 +42,8 @@ class Trainer:
     dies while it looks at an epoch finds that epoch in ``resumed``, once.
 
     The best epoch has the highest validation F1 at 0.5, among equals the lowest validation loss. Early stopping and
-    the plateau watch F1 alone.
+    the plateau watch F1 alone. The last batch of an epoch may be short; where BatchNorm trains and one film would be
+    left alone, it joins the batch before it.
 
     Attributes:
         network: the network in training.
@@ -79,7 +80,7 @@ class Trainer:
         self._best: dict[str, Tensor] = {}
         self._done = False
         self._checkpoint = self._open_checkpoint(base, checkpoint, say)
-        self.resumed = self.history
+        self.resumed: tuple[Epoch, ...] = self.history
 
     @property
     def best_epoch(self) -> int:
@@ -263,7 +264,7 @@ def _check(config: Config, images: Images) -> None:
 
 def _look(losses: list[Tensor], epoch: int) -> NDArray[np.float64]:
     """The losses of an epoch so far, refused where one is not finite."""
-    values = torch.stack(losses).double().cpu().numpy()
+    values = torch.stack(losses).cpu().double().numpy()
     if (wrong := np.flatnonzero(~np.isfinite(values))).size:
         loss, step = values[wrong[0]], wrong[0] + 1
         raise NotFinite(f"training loss is {loss} in epoch {epoch}, step {step}; lower optimizer.learning_rate")

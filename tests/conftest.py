@@ -1,0 +1,103 @@
+"""A workspace in which the whole job was done once, through the real command line, on made-up films."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from xray_opt.config import Workspace
+from xray_opt.phantom import make_phantoms
+
+STUDY = """
+# xray-opt tune --study tiny: as small as the whole job gets
+name: tiny
+trials: 3
+config:
+  data: {train_films: 40, val_films: 24}
+  image: {size: 32}
+  model: {base: random, batch_norm: train}
+  lora: {rank: 4, stages: late}
+  training: {epochs: 2, batch_size: 8, device: cpu}
+  tracking: {system_interval: 1.0}
+space:
+  optimizer.learning_rate: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
+  lora.rank: {type: categorical, choices: [2, 4]}
+sampler: {name: tpe, startup_trials: 2}
+pruner: {name: none}
+enqueue:
+  - {optimizer.learning_rate: 2.0e-3, lora.rank: 4}
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A workspace and the command line in it."""
+
+    workspace: Workspace
+    films: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "xray_opt", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "XRAY_OPT_"))}
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+        return kept | threads | {"XRAY_OPT_HOME": str(self.workspace.root), "COLUMNS": "80"}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.workspace.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.workspace.root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def json(self, *arguments: str):
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def make_place(root: Path) -> Place:
+    root.mkdir(parents=True, exist_ok=True)
+    place = Place(Workspace(root.resolve()), root.resolve() / "films")
+    place.workspace.studies.mkdir()
+    (place.workspace.studies / "tiny.yaml").write_text(STUDY)
+    make_phantoms(place.films, 60, 1)
+    prepared = place.run("data", "prepare", "films")
+    assert prepared.returncode == 0, prepared.stderr
+    return place
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    """A fresh prepared workspace of one's own."""
+    return make_place(tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory) -> tuple[Place, dict, str]:
+    """The workspace after ``tune --study tiny``, what it printed as JSON, and its progress lines.
+
+    Tests may add to it (another study, an opening of the test split) but not change study ``tiny``.
+    """
+    place = make_place(tmp_path_factory.mktemp("tuned"))
+    done = place.run("tune", "--study", "tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    return place, json.loads(done.stdout), done.stderr

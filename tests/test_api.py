@@ -1,0 +1,28 @@
+"""The public names of the Python API, pinned."""
+
+from xray_opt import api
+
+NAMES = {
+    "Config", "StudyConfig", "StudyWatcher", "TrainWatcher", "Workspace", "audit", "collect_garbage",
+    "delete_whole_study", "evaluate", "find_study", "leaderboard", "load_study", "make_phantoms", "override", "predict",
+    "prepared", "promote", "shortcut_screen", "train", "tune",
+}  # fmt: skip
+
+
+def test_public_names_are_these():
+    assert set(api.__all__) == NAMES
+    assert all(getattr(api, name).__doc__ for name in NAMES)
+
+
+def test_the_docstring_names_every_verb():
+    verbs = {name for name in NAMES if name[0].islower()} - {"find_study", "load_study", "override"}
+    assert all(f"``{verb}``" in api.__doc__ for verb in verbs)
+
+
+def test_the_verbs_work_on_a_workspace(tuned):
+    place, report, _ = tuned
+    board = api.leaderboard("tiny", place.workspace)
+    assert board.trials[0].number == report["best"]["trial"]
+    film = next((place.films / "val" / "NORMAL").iterdir())
+    rows, refused = api.predict([film], "models:/xray-pneumonia@champion", place.workspace)
+    assert (len(rows), refused) == (1, [])

@@ -1,0 +1,145 @@
+"""The command line itself: help everywhere, quick, one line an error, JSON where a script reads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import click
+import pytest
+
+from xray_opt.cli import COMMANDS, group
+from xray_opt.cli.output import cell, duration, print_json
+from xray_opt.cli.progress import Progress
+
+
+def commands(parent=group, path=()):
+    context = click.Context(parent)
+    for name in parent.list_commands(context):
+        command = parent.get_command(context, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else "")
+def test_every_command_and_option_has_help(path, command):
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("help",):
+            assert parameter.help or parameter.name in ("patients", "mlflow_port", "dashboard_port"), parameter.name
+
+
+def xray(*arguments, cwd=None, **env):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "XRAY_OPT_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "xray_opt", *arguments], cwd=cwd, env=kept | env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_lists_the_commands_and_the_exit_codes():
+    shown = xray("--help").stdout
+    assert all(name in shown for name in COMMANDS)
+    assert "130 interrupted" in shown
+
+
+def test_wrong_usage_is_one_line(tmp_path):
+    for arguments, code in ((["nothing"], 2), (["tune", "--trials", "0"], 2), (["tune", "--what"], 2), (["predict"], 2)):
+        done = xray(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+
+
+def test_without_data_tune_says_how_to_get_some(tmp_path):
+    done = xray("tune", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "data prepare" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_unknown_studies_are_named(tmp_path):
+    assert "shipped studies: demo, laptop, reference" in xray("tune", "--study", "nope", cwd=tmp_path).stderr
+    done = xray("study", "show", "nope", cwd=tmp_path)
+    assert (done.returncode, "none yet" in done.stderr) == (6, True)
+    assert "no studies yet" in xray("study", "list", cwd=tmp_path).stdout
+
+
+def test_a_searched_setting_cannot_be_fixed(tmp_path):
+    done = xray("tune", "--set", "lora.rank=8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "searched" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    command = f"{sys.executable} -m xray_opt tune --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+def test_sigterm_ends_like_ctrl_c(tmp_path):
+    code = (
+        "import sys, time, click, xray_opt.cli as cli\n"
+        "cli.group.main = lambda **kw: (print('up', flush=True), time.sleep(60))\n"
+        "cli.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert "interrupted" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+
+
+def test_data_sample_prepare_and_audit_by_hand(tmp_path):
+    assert xray("data", "sample", "films", "--patients", "30", cwd=tmp_path).returncode == 0
+    prepared = xray("data", "prepare", "films", "--json", cwd=tmp_path)
+    summary = json.loads(prepared.stdout)
+    assert summary["leaks"] == 0
+    assert summary["files"] == sum(split["films"] for split in summary["splits"].values())
+    audited = xray("data", "audit", "films", cwd=tmp_path)
+    assert audited.returncode == 0, audited.stderr
+    assert "thumbnail" in audited.stdout
+    assert max(len(line) for line in audited.stdout.splitlines()) <= 80
+
+
+def test_audit_names_bad_files_and_fails_unless_they_are_skipped(tmp_path):
+    xray("data", "sample", "films", "--patients", "30", cwd=tmp_path)
+    (tmp_path / "films" / "train" / "NORMAL" / "IM-9001-0001.jpeg").write_bytes(b"")
+    (tmp_path / "films" / "train" / "NORMAL" / "IM-9002-0001.jpeg").write_bytes(b"<html>")
+    done = xray("data", "audit", "films", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "IM-9001-0001.jpeg" in done.stdout
+    assert "IM-9002-0001.jpeg" in done.stdout
+    assert xray("data", "audit", "films", "--skip-bad", cwd=tmp_path).returncode == 0
+    refused = xray("data", "prepare", "films", cwd=tmp_path)
+    assert (refused.returncode, "--skip-bad" in refused.stderr) == (3, True)
+
+
+def test_tables_fit_eighty_columns(tuned):
+    place, _, _ = tuned
+    for arguments in (["compare", "tiny"], ["study", "show", "tiny"], ["study", "list"]):
+        shown = place.run(*arguments).stdout
+        assert max(len(line) for line in shown.splitlines()) <= 80, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (float("nan"), "-"), (0.97531, "0.9753"), (1.2e-4, "0.00012"), (8, "8"), ("lora", "lora")]
+)
+def test_cells(value, text):
+    assert cell(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.4, "4 s"), (65, "1 min 05 s"), (7500, "2 h 05 min")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_json_has_no_nan(capsys):
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5]}
+
+
+def test_progress_bars_are_few_lines_in_a_log(capsys):
+    bar = Progress().bar
+    for done in range(1, 1001):
+        bar("index", done, 1000)
+    assert capsys.readouterr().err == "index 1000/1000\n"

@@ -1,0 +1,120 @@
+"""Evaluate, compare, predict, promote, on the study that the session tuned once."""
+
+import shutil
+
+import pytest
+
+from xray_opt.config import TrackingConfig
+from xray_opt.errors import ConfigError, DataError
+from xray_opt.mlflow_client import connect
+from xray_opt.scoring import evaluate, film_files, leaderboard, openings
+from xray_opt.tuning import read_study
+
+
+def test_evaluate_on_validation_gives_the_recorded_score(tuned):
+    place, report, _ = tuned
+    result = place.json("evaluate")
+    assert result["at_half"]["f1"] == pytest.approx(report["best"]["val.f1"], abs=1e-9)
+    assert result["at_threshold"]["f1"] >= result["at_half"]["f1"]
+    assert result["films"] == len(prepared_films(place, "val"))
+
+
+def prepared_films(place, split):
+    from xray_opt.config import Workspace, find_study, load_study
+    from xray_opt.dataset import prepared
+
+    study = load_study(find_study("tiny", Workspace(place.workspace.root)))
+    return prepared(study.config.data, place.workspace).of(split)
+
+
+def test_the_test_split_is_sealed(tuned):
+    place, _, _ = tuned
+    done = place.run("evaluate", "--split", "test")
+    assert done.returncode == 2
+    assert "sealed" in done.stderr
+    with pytest.raises(ConfigError, match="why"):
+        evaluate("models:/xray-pneumonia@champion", "test", place.workspace, why="")
+
+
+def test_an_opening_of_the_test_split_is_written_down(tuned):
+    place, report, _ = tuned
+    before = len(openings(read_study("tiny", place.workspace)))
+    if not before:
+        assert "sealed, never opened" in place.run("compare", "tiny").stdout
+    result = place.json("evaluate", "--split", "test", "--why", "trying the seal")
+    opened = openings(read_study("tiny", place.workspace))
+    assert len(opened) == before + 1
+    assert (opened[-1].why, opened[-1].trial) == ("trying the seal", report["best"]["trial"])
+    assert opened[-1].scores["test.f1"] == result["at_threshold"]["f1"]
+    record = read_study("tiny", place.workspace)
+    run = connect(TrackingConfig(), place.workspace).client.get_run(record.best.notes["mlflow_run"])
+    assert "trying the seal" in run.data.tags["xray_opt.test_opened"]
+    assert run.data.metrics["test.f1"] == result["at_threshold"]["f1"]
+    shown = place.run("compare", "tiny").stdout
+    assert "test F1" in shown
+    assert "trying the seal" in shown
+
+
+def test_compare_shows_every_trial_best_first(tuned):
+    place, _, _ = tuned
+    board = leaderboard("tiny", place.workspace)
+    columns, rows = board.table()
+    assert columns[:2] == ["trial", "state"]
+    assert {"lr", "rank", "val F1"} <= set(columns)
+    values = [row[columns.index("val F1")] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert all(len(row) == len(columns) for row in rows)
+
+
+def test_another_split_of_other_data_is_refused(tuned, tmp_path):
+    place, _, _ = tuned
+    other = tmp_path / "other"
+    shutil.copytree(place.films, other)
+    next((other / "train" / "NORMAL").iterdir()).unlink()
+    done = place.run("evaluate", "--data", str(other))
+    assert done.returncode == 3
+    assert "made on other data" in done.stderr
+    scored = place.json("evaluate", "--data", str(other), "--split", "all")
+    assert scored["films"] == sum(1 for path in other.rglob("*.jpeg"))
+
+
+def test_predict_reads_folders_and_names_what_it_cannot_read(tuned, tmp_path):
+    place, _, _ = tuned
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    shutil.copy(next((place.films / "val" / "NORMAL").iterdir()), folder / "good.jpeg")
+    (folder / "bad.jpeg").write_bytes(b"<html>")
+    done = place.run("predict", str(folder), "--csv")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 2
+    assert "bad.jpeg" in done.stderr
+    assert "1 of 2 films" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_without_films_or_model_says_what_to_do(tuned, tmp_path):
+    place, _, _ = tuned
+    assert "does not exist" in place.run("predict", str(tmp_path / "none")).stderr
+    film = next((place.films / "val" / "NORMAL").iterdir())
+    done = place.run("predict", str(film), "--model", "models:/nothing@champion")
+    assert done.returncode == 7
+    assert "tune" in done.stderr
+    with pytest.raises(DataError, match="no films"):
+        list(film_files([tmp_path]))
+
+
+def test_promote_without_a_candidate_is_one_line(tuned):
+    place, _, _ = tuned
+    done = place.run("promote")
+    assert done.returncode == 7
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_second_study_makes_a_candidate_that_promote_moves(place):
+    first = place.json("tune", "--study", "tiny", "--trials", "1")
+    second = place.json("tune", "--study", "tiny", "--trials", "1", "--name", "other", "--seed", "5")
+    assert first["registered"]["aliases"] == ["champion"]
+    assert second["registered"] == {"name": "xray-pneumonia", "version": "2", "aliases": ["candidate"]}
+    moved = place.json("promote")
+    assert (moved["old"]["version"], moved["new"]["version"], moved["same_data"]) == ("1", "2", True)
+    assert place.json("evaluate")["at_half"]["f1"] == pytest.approx(second["best"]["val.f1"], abs=1e-9)

@@ -1,0 +1,236 @@
+"""A whole study through the command line: states agree, continuing, kills, registration."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xray_opt.config import TrackingConfig
+from xray_opt.mlflow_client import connect
+from xray_opt.tuning import read_study
+from xray_opt.workers import example_film, leaderboard
+
+STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+
+def client(place):
+    return connect(TrackingConfig(), place.workspace).client
+
+
+def child_runs(place, study="tiny"):
+    mlflow = client(place)
+    experiment = mlflow.get_experiment_by_name(study)
+    runs = mlflow.search_runs([experiment.experiment_id], max_results=1000)
+    return {int(run.data.tags["xray_opt.trial"]): run for run in runs if "xray_opt.trial" in run.data.tags}
+
+
+def check_agreement(place, study="tiny"):
+    """Optuna and MLflow agree trial by trial: states, params, every epoch's value once."""
+    mlflow, runs = client(place), child_runs(place, study)
+    trials = [trial for trial in read_study(study, place.workspace).trials if trial.state != "WAITING"]
+    assert sorted(runs) == [trial.number for trial in trials]
+    for trial in trials:
+        run = runs[trial.number]
+        assert run.info.status == STATES[trial.state]
+        assert run.info.run_id == trial.notes["mlflow_run"]
+        for name, value in trial.params.items():
+            assert float(run.data.params[name]) == value
+        logged = mlflow.get_metric_history(run.info.run_id, "val.f1")
+        assert [(point.step, point.value) for point in logged] == sorted(trial.intermediate.items())
+        if trial.state == "FAIL":
+            assert run.data.tags["reason"] == trial.reason
+    return trials, runs
+
+
+def test_a_study_ends_with_its_number_and_both_stores_agree(tuned):
+    place, report, _ = tuned
+    assert (report["complete"], report["pruned"], report["failed"], report["stopped"]) == (3, 0, 0, "done")
+    trials, _ = check_agreement(place)
+    assert len(trials) == 3
+    assert trials[0].params == {"optimizer.learning_rate": 2e-3, "lora.rank": 4}
+
+
+def test_progress_lines_say_where_the_study_is(tuned):
+    _, _, lines = tuned
+    assert "RANDOM" in lines
+    assert "trial 0 (1 of 3)" in lines
+    assert "trial 2 (3 of 3)" in lines
+    assert "shortcut screen" in lines
+    assert "to go" in lines
+
+
+def test_the_value_is_the_recorded_fp32_score_of_the_saved_adapter(tuned):
+    place, report, _ = tuned
+    trials, runs = check_agreement(place)
+    for trial in trials:
+        metrics = runs[trial.number].data.metrics
+        assert metrics["best.f1"] == trial.value
+        assert trial.value == max(trial.intermediate.values())
+    assert report["best"]["val.f1"] == max(trial.value for trial in trials)
+
+
+def test_the_parent_run_describes_the_study(tuned):
+    place, report, _ = tuned
+    mlflow = client(place)
+    parent = mlflow.get_run(read_study("tiny", place.workspace).notes["mlflow_parent"])
+    assert parent.info.status == "FINISHED"
+    assert 0 <= parent.data.metrics["shortcut.thumbnail_auc"] <= 1
+    assert parent.data.metrics["trials.complete"] == 3
+    assert "| trial |" in parent.data.tags["mlflow.note.content"]
+    assert {item.tags[0].value for item in parent.inputs.dataset_inputs} == {"training", "validation"}
+    assert [item.path for item in mlflow.list_artifacts(parent.info.run_id, "base")] == ["base/base.safetensors"]
+
+
+def test_every_complete_trial_keeps_its_adapter_and_its_environment(tuned):
+    place, _, _ = tuned
+    mlflow = client(place)
+    for run in child_runs(place).values():
+        names = {item.path for item in mlflow.list_artifacts(run.info.run_id, "adapter")}
+        assert {"adapter/bundle.json", "adapter/adapter_model.safetensors", "adapter/head.safetensors"} <= names
+        assert run.data.params["training.seed"] == "0"
+        assert len(run.data.tags["xray_opt.data_sha256"]) == 64
+        assert any(name.startswith("system/") for name in run.data.metrics)
+
+
+def test_the_best_are_logged_models_with_their_scores(tuned):
+    place, _, _ = tuned
+    mlflow = client(place)
+    experiment = mlflow.get_experiment_by_name("tiny").experiment_id
+    models = [m for m in mlflow.search_logged_models([experiment]) if m.name.startswith("trial-")]
+    assert {model.name for model in models} == {"trial-000", "trial-001", "trial-002"}
+    assert all(model.metrics for model in models)
+
+
+def test_again_does_nothing_and_says_so(tuned):
+    place, _, _ = tuned
+    before = {number: run.info.end_time for number, run in child_runs(place).items()}
+    done = place.run("tune", "--study", "tiny")
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    assert {number: run.info.end_time for number, run in child_runs(place).items()} == before
+
+
+def test_changed_rules_are_refused_with_one_line(tuned):
+    place, _, _ = tuned
+    done = place.run("tune", "--study", "tiny", "--trials", "4", "--set", "training.epochs=3")
+    assert done.returncode == 6
+    assert "training.epochs was 2, now it is 3" in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    assert len(read_study("tiny", place.workspace).trials) == 3
+
+
+def test_the_champion_predicts_as_recorded_in_a_fresh_process(tuned):
+    place, report, _ = tuned
+    assert report["registered"] == {"name": "xray-pneumonia", "version": "1", "aliases": ["champion"]}
+    mlflow = client(place)
+    run_id = child_runs(place)[report["best"]["trial"]].info.run_id
+    path = mlflow.download_artifacts(run_id, "val_predictions.csv")
+    recorded = {row["film"]: float(row["probability"]) for row in csv.DictReader(open(path))}
+    films = [str(place.films / name) for name in sorted(recorded)]
+    rows = list(csv.DictReader(io.StringIO(place.run("predict", *films, "--csv").stdout)))
+    assert len(rows) == len(recorded) >= 20
+    for name, row in zip(sorted(recorded), rows, strict=True):
+        assert float(row["probability"]) == pytest.approx(recorded[name], abs=1e-5)
+        assert row["label"] == ("PNEUMONIA" if float(row["probability"]) >= float(row["threshold"]) else "NORMAL")
+
+
+@pytest.mark.slow
+def test_the_registered_model_loads_from_mlflow_alone(tuned):
+    """In a fresh process that cannot import this package but through the model."""
+    place, _, _ = tuned
+    film = next((place.films / "val" / "NORMAL").iterdir())
+    code = f"""
+import base64, sys
+sys.path[:] = [p for p in sys.path if p and not p.endswith("main")]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+import importlib.util
+assert importlib.util.find_spec("xray_opt") is None, "the package must not be importable here"
+import mlflow, pandas
+mlflow.set_tracking_uri("sqlite:///{place.workspace.mlruns}/mlflow.db")
+model = mlflow.pyfunc.load_model("models:/xray-pneumonia@champion")
+image = base64.b64encode(open({str(film)!r}, "rb").read()).decode()
+print(float(model.predict(pandas.DataFrame({{"image": [image]}}))["probability"][0]))
+"""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    ours = place.json("predict", str(film))[0]["probability"]
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(ours, abs=1e-5)
+
+
+def wait_for_line(process, text, seconds=300):
+    deadline = time.monotonic() + seconds
+    seen = []
+    while time.monotonic() < deadline:
+        line = process.stderr.readline()
+        seen.append(line)
+        if text in line:
+            return
+        assert line or process.poll() is None, "".join(seen)
+    raise AssertionError("".join(seen))
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_to_exactly_its_number(place):
+    process = place.start("tune", "--study", "tiny")
+    wait_for_line(process, "trial 1 · epoch 1/2")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert read_study("tiny", place.workspace).count("RUNNING") == 1
+    report = place.json("tune", "--study", "tiny")
+    assert (report["complete"], report["failed"]) == (3, 1)
+    trials, runs = check_agreement(place)
+    assert [t.state for t in trials].count("RUNNING") == 0
+    lost = next(trial for trial in trials if trial.state == "FAIL")
+    resumed = next(trial for trial in trials if trial.notes.get("retry_of") == lost.number)
+    assert (lost.reason, resumed.params) == ("worker-lost", lost.params)
+    assert resumed.intermediate[1] == lost.intermediate.get(1, resumed.intermediate[1])
+    assert runs[resumed.number].data.tags["xray_opt.retry_of"] == str(lost.number)
+    assert not list((place.workspace.study_folder("tiny") / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_equals_an_uninterrupted_one(place, tuned):
+    process = place.start("tune", "--study", "tiny")
+    wait_for_line(process, "trial 0 · epoch 1/2")
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "run the same command again" in rest
+    assert "Traceback" not in rest
+    assert read_study("tiny", place.workspace).count("RUNNING") == 0
+    report = place.json("tune", "--study", "tiny")
+    assert report["complete"] == 3
+    check_agreement(place)
+    resumed = [t for t in read_study("tiny", place.workspace).trials if t.notes.get("retry_of") == 0]
+    straight = read_study("tiny", tuned[0].workspace).trials[0]
+    assert [dict(trial.intermediate) for trial in resumed] == [dict(straight.intermediate)]
+
+
+def test_the_leaderboard_is_markdown_best_first(tuned):
+    place, _, _ = tuned
+    text = leaderboard(read_study("tiny", place.workspace).trials).splitlines()
+    values = [float(line.split("|")[2]) for line in text[2:]]
+    assert values == sorted(values, reverse=True)
+    assert "optimizer.learning_rate" in text[0]
+
+
+def test_the_example_film_is_made_up_and_small():
+    assert example_film().startswith(b"\x89PNG")
+    assert len(example_film()) < 5000
+
+
+def test_the_study_is_json_for_scripts(tuned):
+    place, _, _ = tuned
+    shown = place.json("study", "show", "tiny")
+    assert json.dumps(shown)
+    assert [trial["state"] for trial in shown["trials"]] == ["COMPLETE"] * 3
