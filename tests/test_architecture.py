@@ -48,7 +48,9 @@ def room_of(path: Path) -> str:
 
 
 def sources() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path.parent != PACKAGE / "studies")
+    return sorted(
+        path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path.parent != PACKAGE / "studies"
+    )
 
 
 def imports_of(path: Path) -> set[str]:

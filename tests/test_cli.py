@@ -23,7 +23,9 @@ def commands(parent=group, path=()):
             yield from commands(command, (*path, name))
 
 
-@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+)
 def test_every_command_and_option_has_help(path, command):
     assert command.help
     for parameter in command.params:
@@ -34,7 +36,12 @@ def test_every_command_and_option_has_help(path, command):
 def xray(*arguments, cwd=None, **env):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "XRAY_OPT_"))}
     return subprocess.run(
-        [sys.executable, "-m", "xray_opt", *arguments], cwd=cwd, env=kept | env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "xray_opt", *arguments],
+        cwd=cwd,
+        env=kept | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -45,7 +52,12 @@ def test_help_lists_the_commands_and_the_exit_codes():
 
 
 def test_wrong_usage_is_one_line(tmp_path):
-    for arguments, code in ((["nothing"], 2), (["tune", "--trials", "0"], 2), (["tune", "--what"], 2), (["predict"], 2)):
+    for arguments, code in (
+        (["nothing"], 2),
+        (["tune", "--trials", "0"], 2),
+        (["tune", "--what"], 2),
+        (["predict"], 2),
+    ):
         done = xray(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
 
@@ -122,7 +134,8 @@ def test_tables_fit_eighty_columns(tuned):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (float("nan"), "-"), (0.97531, "0.9753"), (1.2e-4, "0.00012"), (8, "8"), ("lora", "lora")]
+    ("value", "text"),
+    [(None, "-"), (float("nan"), "-"), (0.97531, "0.9753"), (1.2e-4, "0.00012"), (8, "8"), ("lora", "lora")],
 )
 def test_cells(value, text):
     assert cell(value) == text

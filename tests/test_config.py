@@ -86,7 +86,8 @@ def test_wrong_settings_are_refused_with_one_line(name, value, says):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("3E+2", 300.0), ("0.1", 0.1), ("1", 1), ("e5", "e5"), ("null", None)]
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("3E+2", 300.0), ("0.1", 0.1), ("1", 1), ("e5", "e5"), ("null", None)],
 )
 def test_yaml_reads_numbers_as_people_write_them(text, value):
     read = read_yaml(text, "test")
@@ -101,7 +102,9 @@ def test_assignments():
         parse_assignments(["lora.rank"])
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "null"), (True, "true"), (1e-4, "0.0001"), (8, "8"), ("lora", "lora")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "null"), (True, "true"), (1e-4, "0.0001"), (8, "8"), ("lora", "lora")]
+)
 def test_one_spelling_of_a_value(value, text):
     assert as_text(value) == text
 
@@ -159,10 +162,12 @@ def test_wrong_study_files_are_refused_with_one_line(tmp_path, old, new, says):
 def test_any_text_is_a_study_or_one_line(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", errors="replace")
+    refused = None
     try:
         load_study(path)
     except ConfigError as error:
-        assert "\n" not in str(error)
+        refused = str(error)
+    assert refused is None or "\n" not in refused
 
 
 def test_rules_hold_what_is_computed_and_not_where(tmp_path):
@@ -183,7 +188,9 @@ def test_shipped_studies_load_and_open_with_their_command(path):
 
 def test_the_reference_sweep_is_enqueued():
     reference = load_study(shipped_studies() / "reference.yaml")
-    settings = [tuple(item[k] for k in ("optimizer.learning_rate", "lora.rank", "lora.alpha")) for item in reference.enqueue]
+    settings = [
+        tuple(item[k] for k in ("optimizer.learning_rate", "lora.rank", "lora.alpha")) for item in reference.enqueue
+    ]
     assert settings == [(1.01e-4, 8, 32), (1.87e-4, 16, 64), (1.78e-4, 16, 32), (5.32e-5, 16, 16)]
 
 

@@ -6,7 +6,11 @@ from xray_opt import errors
 
 
 def test_exit_codes_are_one_a_branch_and_documented():
-    codes = {kind.__name__: kind.exit_code for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.XrayError)}
+    codes = {
+        kind.__name__: kind.exit_code
+        for kind in vars(errors).values()
+        if inspect.isclass(kind) and issubclass(kind, errors.XrayError)
+    }
     assert codes["XrayError"] == 1
     branches = {name: code for name, code in codes.items() if getattr(errors, name).__base__ is errors.XrayError}
     assert sorted(branches.values()) == [2, 3, 4, 5, 6, 7]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow_stores import CONFIG, ROOT, base, base64_film, embedded, film, finished_run, tracking_server
 
 from xray_opt.adapter import load_bundle
@@ -232,6 +233,36 @@ def test_racing_registrations_leave_one_champion(connection: Connection, name: s
     assert found.get("candidate") != found["champion"]
     if found["champion"] != "3":
         assert found["candidate"] == "3"
+
+
+def test_an_alias_that_another_one_created_first_is_left_to_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two inserts of one alias at once: the database takes the first and refuses the second."""
+    connection = embedded(tmp_path)
+    first, second = blank_versions(connection, name, 2)
+    original = connection.client.set_registered_model_alias
+
+    def refused(model: str, alias: str, version: str) -> None:
+        if version == first.version:
+            original(model, alias, second.version)
+            raise MlflowException("UNIQUE constraint failed: registered_model_aliases")
+        original(model, alias, version)
+
+    monkeypatch.setattr(connection.client, "set_registered_model_alias", refused)
+    settle_alias(connection, first)
+    assert aliases(connection, name) == {"champion": second.version}
+
+
+def test_an_alias_that_cannot_be_set_is_one_line(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise MlflowException("disk I/O error")
+
+    connection = embedded(tmp_path)
+    (first,) = blank_versions(connection, name, 1)
+    monkeypatch.setattr(connection.client, "set_registered_model_alias", broken)
+    with pytest.raises(TrackingError, match="disk I/O error"):
+        settle_alias(connection, first)
 
 
 def test_the_newest_candidate_stays_candidate(connection: Connection, name: str) -> None:

@@ -60,7 +60,7 @@ def test_compare_shows_every_trial_best_first(tuned):
     board = leaderboard("tiny", place.workspace)
     columns, rows = board.table()
     assert columns[:2] == ["trial", "state"]
-    assert {"lr", "rank", "val F1"} <= set(columns)
+    assert {"optimizer.learning_rate", "lora.rank", "val F1"} <= set(columns)
     values = [row[columns.index("val F1")] for row in rows]
     assert values == sorted(values, reverse=True)
     assert all(len(row) == len(columns) for row in rows)

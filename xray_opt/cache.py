@@ -66,9 +66,7 @@ class Images:
     manifest: Manifest
 
 
-def open_images(
-    manifest: Manifest, image_size: int, workspace: Workspace, progress: Progress | None = None
-) -> Images:
+def open_images(manifest: Manifest, image_size: int, workspace: Workspace, progress: Progress | None = None) -> Images:
     """Train and validation films of ``manifest`` for an input of ``image_size`` px; decodes what is not cached.
 
     Raises:

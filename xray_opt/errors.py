@@ -38,7 +38,7 @@ class DataError(XrayError):
 
 
 class BadFilm(DataError):
-    """One film cannot be used; the message is the reason alone, without the path."""
+    """One film cannot be used; rooms that open one film say the reason alone, those that open many name the film."""
 
 
 class AuditError(DataError):

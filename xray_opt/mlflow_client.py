@@ -76,6 +76,8 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     Raises:
         TrackingError: the server is unreachable or refuses, or the database cannot be opened.
     """
+    # Somebody may have imported MLflow before this module did: then it has its own idea of how much to say.
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It warns that no pip was found, wherever uv made the environment.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)

@@ -75,7 +75,7 @@ class Leaderboard:
         names = sorted({name for trial in self.trials for name in trial.params})
         test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
         tested = {opening.trial: opening.scores for opening in self.openings}
-        columns = ["trial", "state", *(SHORT.get(name, name.split(".")[-1]) for name in names), "val F1", "val AUC"]
+        columns = ["trial", "state", *names, "val F1", "val AUC"]
         rows: list[list[object]] = [
             [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
             + [tested.get(t.number, {}).get(name) for name in test]
@@ -94,8 +94,6 @@ class Leaderboard:
 
 #: Study note that holds every opening of the test split.
 OPENINGS = "test_openings"
-#: Column heads that two params would share, or that are too long.
-SHORT = {"optimizer.learning_rate": "lr", "loss.alpha": "focal alpha"}
 
 
 def leaderboard(study: str, workspace: Workspace) -> Leaderboard:

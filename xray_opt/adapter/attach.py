@@ -22,12 +22,12 @@ def attach(base: Base, config: Config) -> nn.Module:
     """A network of ``base`` with the strategy of ``config`` on it, on the CPU, in evaluation mode.
 
     The same ``training.seed`` gives the same head and the same adapter; the global random state is left alone.
-    Under ``lora`` and ``linear`` the base is frozen, but BatchNorm's affine where ``batch_norm`` is ``train``; under
-    ``full`` everything is trained, with BatchNorm's statistics fixed where it is ``frozen``.
+    Under ``lora`` and ``linear`` the base's weights are frozen, but BatchNorm follows the statistics of the training
+    films where ``batch_norm`` is ``train``; under ``full`` every weight is trained, BatchNorm's affine too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        plain = build_network(base.state, config.model.dropout)
+        plain = build_network(base.state, config.model.dropout, config.model.stochastic_depth)
         nn.init.normal_(plain.classifier[1].weight, std=0.01)
         network: nn.Module = _with_lora(plain, config.lora) if config.model.strategy == "lora" else plain
     for name, parameter in network.named_parameters():
@@ -35,8 +35,6 @@ def attach(base: Base, config: Config) -> nn.Module:
     train_norms = config.model.batch_norm == "train"
     for module in norms(network):
         module.track_frozen = not train_norms  # type: ignore[assignment]
-        if train_norms:
-            module.requires_grad_(True)
     network.eval()
     return network
 

@@ -19,9 +19,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"training.device {name} is not there ({torch.cuda.device_count()} CUDA devices); use auto"
-        )
+        raise ConfigError(f"training.device {name} is not there ({torch.cuda.device_count()} CUDA devices); use auto")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("training.device mps is not there; use auto or cpu")
     return device

@@ -12,20 +12,20 @@ from torchvision.models import EfficientNet, efficientnet_v2_s
 FEATURES = 1280
 
 
-def empty_network(dropout: float) -> EfficientNet:
+def empty_network(dropout: float = 0.0, stochastic_depth: float = 0.0) -> EfficientNet:
     """The network on the meta device: shapes without memory or initialisation."""
     with torch.device("meta"):
-        network: EfficientNet = efficientnet_v2_s(weights=None)
+        network: EfficientNet = efficientnet_v2_s(weights=None, stochastic_depth_prob=stochastic_depth)
         network.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, 1))
     return network
 
 
-def build_network(state: Mapping[str, Tensor], dropout: float) -> EfficientNet:
+def build_network(state: Mapping[str, Tensor], dropout: float = 0.0, stochastic_depth: float = 0.0) -> EfficientNet:
     """A network with a copy of the feature weights ``state`` and a head of zeros; takes well under a second.
 
     Forward is (B, 3, H, W) float → (B, 1) logits.
     """
-    network = empty_network(dropout).to_empty(device="cpu")
+    network = empty_network(dropout, stochastic_depth).to_empty(device="cpu")
     network.load_state_dict(dict(state), strict=False)
     for name, buffer in network.named_buffers():
         if name.endswith("num_batches_tracked"):
@@ -38,5 +38,5 @@ def build_network(state: Mapping[str, Tensor], dropout: float) -> EfficientNet:
 
 def feature_shapes() -> dict[str, torch.Size]:
     """Name → shape of every weight and statistic of the features, without batch counters."""
-    state = empty_network(0.0).features.state_dict(prefix="features.")
+    state = empty_network().features.state_dict(prefix="features.")
     return {name: value.shape for name, value in state.items() if not name.endswith("num_batches_tracked")}

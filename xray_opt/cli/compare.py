@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from xray_opt.cli.options import as_json
-from xray_opt.cli.output import print_json, print_table
+from xray_opt.cli.output import print_json, print_table, short_names
 
 
 @click.command()
@@ -24,7 +24,7 @@ def compare(study_name: str, as_json: bool) -> None:
         print_json(board.to_dict())
         return
     columns, rows = board.table()
-    print_table(columns, rows, title=f"{study_name}: {board.summary}")
+    print_table(short_names(columns), rows, title=f"{study_name}: {board.summary}")
     if not board.openings:
         click.echo("test split: sealed, never opened")
     for opening in board.openings:

@@ -120,10 +120,13 @@ def audit_command(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json
 
     Exits with 3 if a patient or a file stands in two splits, or if there are bad files and --skip-bad is not given.
     """
+    import dataclasses
+
     from xray_opt.dataset import audit, prepare
 
     bar = Progress().bar
     manifest = prepare(_config(root, seed, keep_test, True), lambda done, n: bar("index", done, n))
+    manifest = dataclasses.replace(manifest, settings={**manifest.settings, "skip_bad": skip_bad})
     report = audit(manifest, screen=True)
     if as_json:
         print_json(report.to_dict())

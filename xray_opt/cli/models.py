@@ -66,8 +66,8 @@ def predict(films: tuple[Path, ...], model: str, device: str, as_csv: bool, as_j
         writer.writerows([row.path, f"{row.probability:.6f}", row.label, f"{row.threshold:.6f}"] for row in rows)
     else:
         print_table(["film", "probability", "label"], [[r.path, r.probability, r.label] for r in rows])
-    for path, reason in refused:
-        click.echo(f"refused: {path}: {reason}", err=True)
+    for _, reason in refused:
+        click.echo(f"refused: {reason}", err=True)
     if refused:
         raise DataError(f"{len(refused)} of {len(refused) + len(rows)} films could not be read")
 

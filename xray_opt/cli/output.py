@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         table.add_row(*(cell(value) for value in row))
     width = None if sys.stdout.isatty() else 100
     Console(width=width, soft_wrap=False, highlight=False, markup=False).print(table)
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Heads for dotted names: the last part, the whole name where two would share it, ``lr`` for the learning rate."""
+    last = {name: "lr" if name == "optimizer.learning_rate" else name.split(".")[-1] for name in names}
+    shared = Counter(last.values())
+    return [name if shared[short] > 1 else short for name, short in last.items()]
 
 
 def cell(value: object) -> str:

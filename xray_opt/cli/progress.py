@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xray_opt.cli.output import cell, duration
+from xray_opt.cli.output import cell, duration, short_names
 
 if TYPE_CHECKING:
     from xray_opt.config import StudyConfig
@@ -59,7 +59,9 @@ class Progress:
     def trial_started(self, number: int, study: StudyConfig, params: Mapping[str, object]) -> None:
         """Announce a trial and its params."""
         self.epochs = study.config.training.epochs
-        shown = ", ".join(f"{name.split('.')[-1]} {cell(value)}" for name, value in params.items())
+        shown = ", ".join(
+            f"{short} {cell(value)}" for short, value in zip(short_names(params), params.values(), strict=True)
+        )
         self.say(f"trial {number} ({self.counted + 1} of {self.total}): {shown}")
 
     def epoch(self, number: int | None, epoch: Epoch) -> None:

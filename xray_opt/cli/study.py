@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from xray_opt.cli.options import as_json
-from xray_opt.cli.output import print_json, print_table
+from xray_opt.cli.output import print_json, print_table, short_names
 
 
 @click.group()
@@ -61,7 +61,7 @@ def show(name: str, as_json: bool) -> None:
         ]
         for t in record.trials
     ]
-    print_table(["trial", "state", "val F1", "epochs", *(n.split(".")[-1] for n in names), "reason"], rows, title=name)
+    print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=name)
     if weights:
         click.echo("importance: " + ", ".join(f"{key} {value:.2f}" for key, value in weights.items()))
 

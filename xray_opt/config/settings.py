@@ -71,9 +71,11 @@ class ModelConfig:
     Attributes:
         base: ``imagenet`` (downloaded and verified), ``random`` (from ``base_seed``), or a path to weights.
         strategy: ``lora``, ``linear`` (head only) or ``full``.
-        batch_norm: ``frozen`` (evaluation mode, base statistics) or ``train`` (statistics and affine trained,
-            saved with the adapter).
+        batch_norm: ``frozen`` (evaluation mode, base statistics) or ``train`` (statistics of the training films,
+            saved with the adapter). Its affine is trained with ``full`` only.
         dropout: dropout before the one-logit head.
+        stochastic_depth: chance that the last residual block is skipped in training, falling to 0 at the first
+            (Huang et al. 2016).
     """
 
     base: str = "imagenet"
@@ -81,12 +83,14 @@ class ModelConfig:
     strategy: str = "lora"
     batch_norm: str = "frozen"
     dropout: float = 0.2
+    stochastic_depth: float = 0.2
 
     def __post_init__(self) -> None:
         _require(bool(self.base), "model.base", "imagenet, random or a path", self.base)
         _one_of("model.strategy", self.strategy, ("lora", "linear", "full"))
         _one_of("model.batch_norm", self.batch_norm, ("frozen", "train"))
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        _require(0 <= self.stochastic_depth < 1, "model.stochastic_depth", "in [0, 1)", self.stochastic_depth)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Films, and in which split each one stands: index, patient-level split, manifest, audit, decoder; no torch.
 
-The way of a set: ``index`` lists it, ``preparing`` opens every film once and groups, ``split`` splits, ``manifest`` keeps
-the result, ``audit`` checks it again from the files.
+The way of a set: ``index`` lists it, ``preparing`` opens every film once and groups, ``split`` splits, ``manifest``
+keeps the result, ``audit`` checks it again from the files.
 """
 
 from xray_opt.dataset.audit import Audit, audit

@@ -21,7 +21,9 @@ from xray_opt.dataset.records import Entry
 from xray_opt.dataset.table import read_table
 from xray_opt.errors import DataError
 
-LAYOUTS = "train/val/test folders with NORMAL and PNEUMONIA inside, NORMAL and PNEUMONIA folders, or a CSV path,label,patient"
+LAYOUTS = (
+    "train/val/test folders with NORMAL and PNEUMONIA inside, NORMAL and PNEUMONIA folders, or a CSV path,label,patient"
+)
 _CLASS_FOLDERS = {name.lower(): label for label, name in enumerate(LABELS)}
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _NOT_FILMS = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -45,7 +47,14 @@ class Listing:
         """Cheap digest of names, sizes and modification times: equal means nothing was touched."""
         digest = hashlib.sha256()
         for entry in self.entries:
-            line = (entry.path, entry.label, entry.folder, entry.patient, entry.subtype, *_stamp(self.root / entry.path))
+            line = (
+                entry.path,
+                entry.label,
+                entry.folder,
+                entry.patient,
+                entry.subtype,
+                *_stamp(self.root / entry.path),
+            )
             digest.update(repr(line).encode())
         return digest.hexdigest()
 
@@ -104,7 +113,9 @@ def _find_layout(folder: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise DataError(f"{folder} holds {len(found)} sets of films; give one of them: {shown([str(f) for f in found])}")
+            raise DataError(
+                f"{folder} holds {len(found)} sets of films; give one of them: {shown([str(f) for f in found])}"
+            )
         level = [child for candidate in level for child in _folders(candidate)]
     raise DataError(f"{folder} holds no films in a known layout; it must be {LAYOUTS}")
 
@@ -114,13 +125,17 @@ def _films(root: Path) -> Iterator[Entry]:
     splits = [child for child in children if child.name.lower() in _SPLIT_FOLDERS]
     classes = [child for child in children if child.name.lower() in _CLASS_FOLDERS]
     if splits and classes:
-        raise DataError(f"{root} holds both split folders ({splits[0].name}) and class folders ({classes[0].name}); keep one layout")
+        raise DataError(
+            f"{root} holds both split folders ({splits[0].name}) and class folders ({classes[0].name}); keep one layout"
+        )
     for folder in classes:
         yield from _class_films(root, folder, "")
     for split in splits:
         for folder in _folders(split):
             if folder.name.lower() not in _CLASS_FOLDERS:
-                raise DataError(f"{folder} is no class folder; {split} may hold {' and '.join(LABELS)} only, so move it away")
+                raise DataError(
+                    f"{folder} is no class folder; {split} may hold {' and '.join(LABELS)} only, so move it away"
+                )
             yield from _class_films(root, folder, _SPLIT_FOLDERS[split.name.lower()])
 
 

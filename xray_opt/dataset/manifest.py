@@ -1,8 +1,8 @@
 """The manifest: which films there are and in which split each one stands, kept as a CSV with its own SHA-256.
 
 The first line of the file is a comment of JSON (what it was prepared from, settings, digests); a table follows that
-``pandas.read_csv(path, skiprows=1)`` reads. The digest covers names, contents, labels, groups and splits but not where the
-folder lies, so data may move and studies go on.
+``pandas.read_csv(path, skiprows=1)`` reads. The digest covers names, contents, labels, groups and splits but not where
+the folder lies, so data may move and studies go on.
 """
 
 from __future__ import annotations

@@ -45,14 +45,16 @@ def _salt(path: Path) -> bytes:
             _make_salt(path)
         salt = bytes.fromhex(path.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot use the salt {path}: {error}; restore it, or move it away to get other pseudonyms") from error
+        raise DataError(
+            f"cannot use the salt {path}: {error}; restore it, or move it away to get other pseudonyms"
+        ) from error
     if len(salt) != _SALT_BYTES:
         raise DataError(f"the salt {path} is damaged; restore it, or move it away to get other pseudonyms")
     return salt
 
 
 def _make_salt(path: Path) -> None:
-    """A link appears whole or not at all and never replaces another: of two makers at once both read the first one's salt."""
+    """A link appears whole or not at all and replaces none: of two makers at once both read the first one's salt."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".salt.{secrets.token_hex(4)}.part")
     try:

@@ -3,8 +3,8 @@
 Films of one patient, and files with the same bytes, form one group (union-find), and no group is ever divided. Groups
 are dealt in an order drawn from the seed, each to the split whose shares of films, classes and subtypes it
 brings nearest to what was asked (greedy, after Sechidis et al. 2011, "On the stratification of multi-label data");
-then single groups move as long as that brings the split nearer. The order of the files plays no part, and the arithmetic is
-plain IEEE doubles in a fixed order, so every machine deals alike.
+then single groups move as long as that brings the split nearer. The order of the files plays no part, and the
+arithmetic is plain IEEE doubles in a fixed order, so every machine deals alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from xray_opt.config import DataConfig
 from xray_opt.dataset.names import LABELS, SUBTYPES
-from xray_opt.dataset.records import KEPT_TEST, NOT_CHOSEN, SPLITS, Film, LeftOut
+from xray_opt.dataset.records import KEPT_TEST, NOT_CHOSEN, Film, LeftOut
 from xray_opt.errors import DataError
 
 _PASSES = 20
@@ -71,7 +71,9 @@ def _path(item: Film | LeftOut) -> str:
 def _keep_test(films: Sequence[Film], config: DataConfig) -> tuple[list[Film], list[LeftOut]]:
     kept = [replace(film, split="test") for film in films if film.folder == "test"]
     if not kept:
-        raise DataError("data.keep_test is set, but the source has no test folder; leave --keep-test out to have one split off")
+        raise DataError(
+            "data.keep_test is set, but the source has no test folder; leave --keep-test out to have one split off"
+        )
     if missing := _missing(kept):
         raise DataError(f"the kept test split has no {missing} film; leave --keep-test out to have one split off")
     touched = {film.group for film in kept}
@@ -102,7 +104,9 @@ def _deal(films: Iterable[Film], shares: Mapping[str, float], seed: int) -> list
     members: dict[str, list[Film]] = defaultdict(list)
     for film in films:
         members[film.group].append(film)
-    order = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode("utf-8", "surrogateescape")).digest())
+    order = sorted(
+        members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode("utf-8", "surrogateescape")).digest()
+    )
     groups = [_Group(name, [float(sum(map(holds, members[name]))) for holds, _ in _STRATA]) for name in order]
     table = _Table(groups, tuple(shares), list(shares.values()))
     _require_patients(groups, [name for name in shares if name])

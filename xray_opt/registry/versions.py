@@ -131,19 +131,28 @@ def _repair(connection: Connection, version: Version) -> bool:
 
     A version older than the champion has had its turn: it becomes candidate no more.
     """
-    client, name = connection.client, version.name
+    name = version.name
     now = aliases(connection, name)
     own = int(version.version)
     first, next_one = now.get(CHAMPION), now.get(CANDIDATE)
     if first is None:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
+        _claim(connection, version, CHAMPION)
     elif int(first) == own and next_one == version.version:
-        client.delete_registered_model_alias(name, CANDIDATE)
+        connection.client.delete_registered_model_alias(name, CANDIDATE)
     elif int(first) < own and (next_one is None or int(next_one) < own):
-        client.set_registered_model_alias(name, CANDIDATE, version.version)
+        _claim(connection, version, CANDIDATE)
     else:
         return False
     return True
+
+
+def _claim(connection: Connection, version: Version, alias: str) -> None:
+    """Point an alias at a version. Where two create it at once the database refuses one: it was not the faster."""
+    try:
+        connection.client.set_registered_model_alias(version.name, alias, version.version)
+    except MlflowException:
+        if alias not in aliases(connection, version.name):
+            raise
 
 
 def aliases(connection: Connection, name: str) -> dict[str, str]:

@@ -93,9 +93,9 @@ class Search:
         failed = [t for t in new if t.state == TrialState.FAIL and t.user_attrs.get(REASON) not in RESUMABLE]
         reasons = {trial.user_attrs.get(REASON) for trial in failed}
         last = record_of(failed[-1]).message if failed else ""
-        if len(failed) >= ALIKE and len(failed) == len(new) and len(reasons) == 1:
+        if len(failed) == ALIKE and len(failed) == len(new) and len(reasons) == 1:
             raise StudyError(
-                f"study {self.config.name} stops: the first {len(failed)} trials all failed alike: {reasons.pop()} ({last})"
+                f"study {self.config.name} stops: the first {ALIKE} trials all failed alike: {reasons.pop()} ({last})"
             )
         most = max(3, total // 4)
         if len(failed) > most:

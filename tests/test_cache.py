@@ -1,0 +1,149 @@
+"""The decoded cache: right pixels, built once, whole or not at all."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_sets import kaggle_set
+
+from xray_opt.cache import Images, cache_side, open_images
+from xray_opt.config import DataConfig, Workspace
+from xray_opt.dataset import decode, prepare, to_square
+from xray_opt.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return prepare(DataConfig(root=str(kaggle_set(tmp_path_factory.mktemp("films") / "set"))))
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+def folder(workspace):
+    (found,) = workspace.caches.iterdir()
+    return found
+
+
+def test_pixels_are_those_of_the_one_decoder(manifest, workspace):
+    images = open_images(manifest, 32, workspace)
+    for split in (images.train, images.val):
+        films = manifest.of(split.name)
+        assert split.paths == tuple(film.path for film in films)
+        assert split.labels.tolist() == [film.label for film in films]
+        assert split.groups == tuple(film.group for film in films)
+        pixels = split.batch([0, len(split) - 1, 0])
+        assert (pixels.shape, pixels.dtype) == ((3, images.side, images.side), np.uint8)
+        for row, index in ((0, 0), (1, len(split) - 1)):
+            film = (Path(manifest.root) / films[index].path).read_bytes()
+            assert np.array_equal(pixels[row], to_square(decode(film), images.side))
+
+
+def test_there_is_no_way_to_the_test_split():
+    assert [field.name for field in fields(Images)] == ["train", "val", "side", "manifest"]
+
+
+def test_the_side_is_one_and_a_half_times_the_input_where_films_have_it(manifest):
+    assert cache_side(manifest, 32) == 40  # the films are 40 px wide
+    assert cache_side(manifest, 20) == 30
+    assert cache_side(manifest, 64) == 64
+
+
+def test_it_is_built_once(manifest, workspace):
+    seen = []
+    open_images(manifest, 32, workspace, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(manifest.films), len(manifest.films))
+    open_images(manifest, 32, workspace, lambda done, total: seen.append("again"))
+    assert "again" not in seen
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "record", "gone"])
+def test_a_damaged_cache_is_built_anew(manifest, workspace, damage):
+    before = open_images(manifest, 32, workspace).train.batch([0, 1]).copy()
+    pixels, record = folder(workspace) / "pixels.npy", folder(workspace) / "cache.json"
+    if damage == "flip":
+        content = bytearray(pixels.read_bytes())
+        content[-5] ^= 255
+        pixels.write_bytes(content)
+    elif damage == "cut":
+        pixels.write_bytes(pixels.read_bytes()[:-100])
+    elif damage == "record":
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"side": 41}))
+    else:
+        record.unlink()
+    assert np.array_equal(open_images(manifest, 32, workspace).train.batch([0, 1]), before)
+
+
+def test_a_film_that_changed_or_went_is_named(tmp_path, workspace):
+    root = kaggle_set(tmp_path / "set")
+    manifest = prepare(DataConfig(root=str(root)))
+    film = root / manifest.films[3].path
+    content = film.read_bytes()
+    film.write_bytes(content + b"x")
+    with pytest.raises(DataError, match=rf"{film.name} changed"):
+        open_images(manifest, 32, workspace)
+    film.unlink()
+    with pytest.raises(DataError, match=film.name):
+        open_images(manifest, 32, workspace)
+    assert list(workspace.caches.iterdir()) == []
+    film.write_bytes(content)
+    assert len(open_images(manifest, 32, workspace).train) > 0
+
+
+def test_a_place_that_cannot_be_written_is_one_line(manifest, workspace):
+    workspace.data.mkdir()
+    workspace.caches.write_text("a file where a folder should be")
+    with pytest.raises(DataError, match="cannot write the cache"):
+        open_images(manifest, 32, workspace)
+
+
+def build(manifest, root):
+    open_images(manifest, 32, Workspace(root))
+
+
+def test_two_builders_at_once_end_well(manifest, tmp_path):
+    context = multiprocessing.get_context("fork")
+    builders = [context.Process(target=build, args=(manifest, tmp_path)) for _ in range(3)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+        assert builder.exitcode == 0
+    assert len(list((tmp_path / "data" / "cache").iterdir())) == 1
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from xray_opt.cache import open_images
+from xray_opt.config import DataConfig, Workspace
+from xray_opt.dataset import prepare
+def slowly(done, total):
+    print(done, flush=True)
+    time.sleep(0.05)
+open_images(prepare(DataConfig(root=sys.argv[1])), 32, Workspace(Path(sys.argv[2])), slowly)
+"""
+
+
+def test_a_kill_leaves_no_half_cache(manifest, workspace):
+    arguments = [sys.executable, "-c", KILLED, manifest.root, str(workspace.root)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline().strip() != "5":
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert all(path.name.startswith(".") for path in workspace.caches.iterdir())
+    for part in workspace.caches.iterdir():
+        os.utime(part, (time.time() - 7200,) * 2)
+    assert len(open_images(manifest, 32, workspace).train) > 0
+    assert [path.name.startswith(".") for path in workspace.caches.iterdir()] == [False]
