@@ -135,7 +135,16 @@ def test_tables_fit_eighty_columns(tuned):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (float("nan"), "-"), (0.97531, "0.9753"), (1.2e-4, "0.00012"), (8, "8"), ("lora", "lora")],
+    [
+        (None, "-"),
+        (8.0, "8"),
+        (1.0, "1.0000"),
+        (float("nan"), "-"),
+        (0.97531, "0.9753"),
+        (1.2e-4, "0.00012"),
+        (8, "8"),
+        ("lora", "lora"),
+    ],
 )
 def test_cells(value, text):
     assert cell(value) == text

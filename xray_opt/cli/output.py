@@ -35,9 +35,11 @@ def short_names(names: Iterable[str]) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """A value as tables show it: four decimals for scores, three digits for small numbers, ``-`` for none."""
+    """A value as tables show it: four decimals for scores, three digits for small numbers, whole ones plain, ``-`` for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 2:
+        return str(int(value))
     if isinstance(value, float):
         return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
     return str(value)

@@ -1,0 +1,218 @@
+"""The parts of the tuning room: space, samplers, pruners, rules, storage, what can be asked of studies."""
+
+import os
+import warnings
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace, override
+from xray_opt.errors import ConfigError, StudyError
+from xray_opt.tuning import (
+    Outcome,
+    annotate,
+    delete_study,
+    importances,
+    list_studies,
+    open_study,
+    read_study,
+    storage_url,
+)
+from xray_opt.tuning.pruners import pruner_for
+from xray_opt.tuning.reaping import is_dead, this_process
+from xray_opt.tuning.rules import first_difference
+from xray_opt.tuning.samplers import sampler_for
+from xray_opt.tuning.space import suggest
+from xray_opt.tuning.storage import masked, open_storage
+
+SPACE = (
+    Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),
+    Parameter("training.batch_size", "int", low=8, high=32, step=8),
+    Parameter("model.strategy", "categorical", choices=("lora", "linear")),
+    Parameter("lora.rank", "categorical", choices=(4, 8), when={"model.strategy": "lora"}),
+)
+STUDY = StudyConfig("fast", space=SPACE, sampler=SamplerConfig(startup_trials=2), pruner=PrunerConfig("none"))
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+def run(workspace, study=STUDY, total=6):
+    def objective(trial):
+        trial.report(1, trial.params["optimizer.learning_rate"])
+        return Outcome(trial.params["optimizer.learning_rate"])
+
+    return open_study(study, workspace, "d" * 64).tune(objective, total)
+
+
+def test_suggestions_have_their_types_and_bounds():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        params = suggest(study.ask(), SPACE, STUDY.config)
+        assert 1e-5 <= params["optimizer.learning_rate"] <= 1e-2
+        assert params["training.batch_size"] in (8, 16, 24, 32)
+        assert ("lora.rank" in params) == (params["model.strategy"] == "lora")
+        assert override(STUDY.config, params)
+
+
+def test_a_condition_sees_fixed_settings_too():
+    fixed = override(STUDY.config, {"model.strategy": "linear"})
+    trial = optuna.create_study().ask()
+    assert suggest(trial, SPACE[3:], fixed) == {}
+    assert "lora.rank" in suggest(trial, SPACE[3:], STUDY.config)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc"])
+def test_every_sampler_runs_and_repeats_itself(tmp_path, name):
+    values = []
+    for place in ("a", "b"):
+        workspace = Workspace(tmp_path / place)
+        study = StudyConfig(
+            "fast", space=SPACE[:2], sampler=SamplerConfig(name, startup_trials=2), pruner=PrunerConfig("none")
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(workspace, study)
+        values.append([dict(trial.params) for trial in read_study("fast", workspace).trials])
+    assert values[0] == values[1]
+    assert len({p["optimizer.learning_rate"] for p in values[0]}) == 6
+
+
+def test_a_sampler_whose_package_is_missing_says_what_to_install():
+    pytest.importorskip("optuna")
+    try:
+        import cmaes  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match="cmaes"):
+            sampler_for(SamplerConfig("cmaes"), 0, 0)
+    else:
+        assert sampler_for(SamplerConfig("cmaes"), 0, 0) is not None
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_the_median_pruner_spares_the_warm_up(warmup):
+    study = optuna.create_study(direction="maximize", pruner=pruner_for(PrunerConfig("median", 2, warmup), 6))
+    for value in (0.9, 0.9, 0.1):
+        trial = study.ask()
+        pruned_at = None
+        for epoch in range(1, 7):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                pruned_at = epoch
+                break
+        if pruned_at:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+    assert pruned_at == warmup + 1
+
+
+def test_other_pruners_by_name():
+    assert isinstance(pruner_for(PrunerConfig("none"), 5), optuna.pruners.NopPruner)
+    assert isinstance(pruner_for(PrunerConfig("hyperband"), 5), optuna.pruners.HyperbandPruner)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "seed was 0, now it is 1"),
+        ({"config": override(STUDY.config, {"training.epochs": 3})}, "training.epochs was 20, now it is 3"),
+        ({"space": SPACE[:3]}, "the search of lora.rank"),
+        (
+            {"space": (Parameter("optimizer.learning_rate", "float", low=1e-6, high=1e-2, log=True), *SPACE[1:])},
+            "low 1e-05",
+        ),
+    ],
+)
+def test_changed_rules_are_named(workspace, change, says):
+    run(workspace, total=1)
+    with pytest.raises(StudyError) as caught:
+        open_study(replace(STUDY, **change), workspace, "d" * 64)
+    assert says in str(caught.value)
+    assert "--name" in str(caught.value)
+
+
+def test_changed_data_is_refused_and_a_change_of_place_is_not(workspace):
+    run(workspace, total=1)
+    with pytest.raises(StudyError, match="its data was dddddddddddd, this is eeeeeeeeeeee"):
+        open_study(STUDY, workspace, "e" * 64)
+    moved = replace(STUDY, config=override(STUDY.config, {"data.root": "elsewhere", "training.device": "cpu"}))
+    open_study(moved, workspace, "d" * 64)
+
+
+def test_equal_rules_have_no_difference():
+    assert first_difference(STUDY.rules(), STUDY.rules()) is None
+
+
+def test_owners_are_told_apart():
+    me = this_process()
+    assert not is_dead(me)
+    assert is_dead(None)
+    assert is_dead(me | {"pid": 2**22 + 1})
+    assert is_dead(me | {"started": me["started"] - 100})
+    assert is_dead(me | {"boot": me["boot"] - 1000})
+    assert not is_dead(me | {"host": "elsewhere", "pid": 2**22 + 1})
+
+
+def test_storage_comes_from_study_variable_or_workspace(workspace, monkeypatch):
+    monkeypatch.delenv("XRAY_OPT_STORAGE", raising=False)
+    assert storage_url(workspace) == f"sqlite:///{workspace.study_database}"
+    monkeypatch.setenv("XRAY_OPT_STORAGE", "sqlite:///other.db")
+    assert storage_url(workspace) == "sqlite:///other.db"
+    assert storage_url(workspace, "sqlite:///mine.db") == "sqlite:///mine.db"
+
+
+def test_unusable_storages_are_one_line_without_the_password(workspace):
+    assert "secret" not in masked("postgresql+psycopg2://me:secret@host/db")
+    with pytest.raises(ConfigError, match="only sqlite and postgresql"):
+        open_storage("mysql://me:secret@host/db")
+    with pytest.raises(ConfigError, match="must be a URL"):
+        open_storage("no url")
+    (workspace.root / "bad.db").write_text("not a database, but long enough to be read as one " * 50)
+    with pytest.raises(StudyError) as caught:
+        open_storage(f"sqlite:///{workspace.root}/bad.db")
+    assert "\n" not in str(caught.value)
+
+
+def test_studies_can_be_listed_read_noted_and_deleted(workspace):
+    assert list_studies(workspace) == []
+    run(workspace)
+    (record,) = list_studies(workspace)
+    assert (record.name, record.counted, record.best.value) == ("fast", 6, max(t.value for t in record.trials))
+    assert record.to_dict()["trials"][0]["started"]
+    annotate("fast", workspace, "test_openings", [{"who": "me"}])
+    assert read_study("fast", workspace).notes["test_openings"] == [{"who": "me"}]
+    delete_study("fast", workspace)
+    with pytest.raises(StudyError, match="none yet"):
+        read_study("fast", workspace)
+    assert list_studies(workspace) == []
+
+
+def test_importances_name_what_mattered(workspace):
+    run(workspace, total=3)
+    assert importances("fast", workspace) == {}
+    run(workspace, total=25)
+    weights = importances("fast", workspace)
+    assert max(weights, key=weights.get) == "optimizer.learning_rate"
+
+
+def test_optuna_says_nothing_by_itself(workspace, capfd):
+    run(workspace, total=3)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_the_dashboard_knows_the_metric_by_name(workspace):
+    run(workspace, total=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.load_study(study_name="fast", storage=storage_url(workspace))
+    assert study.metric_names == ["val.f1"]
+
+
+def test_a_new_database_is_made_with_its_folder(workspace):
+    run(workspace, total=1)
+    assert os.path.isfile(workspace.study_database)
