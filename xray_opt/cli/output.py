@@ -35,7 +35,7 @@ def short_names(names: Iterable[str]) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """A value as tables show it: four decimals for scores, three digits for small numbers, whole ones plain, ``-`` for none."""
+    """A value as tables show it: four decimals for scores, three digits for small ones, ``-`` for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float) and value.is_integer() and abs(value) >= 2:
