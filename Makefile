@@ -53,4 +53,4 @@ lock:
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 clean:
-	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache build dist demo
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache build dist
