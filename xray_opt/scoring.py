@@ -7,7 +7,7 @@ study (who, when, why) and to the MLflow run, and ``compare`` shows test scores 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from xray_opt.backbone import resolve_device
 from xray_opt.config import Config, DataConfig, TrackingConfig, Workspace, override
 from xray_opt.dataset import LABELS, prepared
 from xray_opt.errors import BadFilm, ConfigError, DataError
+from xray_opt.evaluate import BATCH, Predictor
 from xray_opt.metrics import Scores, scores
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import log_run_metrics, tag_run
@@ -217,14 +218,26 @@ def predict(
     loaded = registry.load(connect(TrackingConfig(), workspace), model, resolve_device(device))
     threshold = loaded.bundle.threshold
     rows, refused = [], []
-    for path in paths:
-        try:
-            probability = float(loaded.predictor.probabilities([path])[0])
-        except BadFilm as error:
-            refused.append((str(path), str(error)))
-            continue
-        rows.append(Prediction(str(path), probability, LABELS[int(probability >= threshold)], threshold))
+    for path, answer in _answers(loaded.predictor, paths):
+        if isinstance(answer, BadFilm):
+            refused.append((str(path), str(answer)))
+        else:
+            rows.append(Prediction(str(path), answer, LABELS[int(answer >= threshold)], threshold))
     return rows, refused
+
+
+def _answers(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, float | BadFilm]]:
+    """Probability or refusal of each film, a batch at a time; a batch with a bad film is read film by film."""
+    for first in range(0, len(paths), BATCH):
+        batch = paths[first : first + BATCH]
+        try:
+            yield from zip(batch, map(float, predictor.probabilities(batch)), strict=True)
+        except BadFilm as error:
+            if len(batch) == 1:
+                yield batch[0], error
+            else:
+                for path in batch:
+                    yield from _answers(predictor, [path])
 
 
 def film_files(films: Iterable[Path]) -> Iterable[Path]:

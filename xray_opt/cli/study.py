@@ -63,7 +63,9 @@ def show(name: str, as_json: bool) -> None:
     ]
     print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=name)
     if weights:
-        click.echo("importance: " + ", ".join(f"{key} {value:.2f}" for key, value in weights.items()))
+        click.echo("importance (PED-ANOVA):")
+        for param, weight in weights.items():
+            click.echo(f"  {weight:.2f}  {param}")
 
 
 @study.command()
