@@ -2,11 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -143,7 +141,25 @@ def test_a_kill_leaves_no_half_cache(manifest, workspace):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert all(path.name.startswith(".") for path in workspace.caches.iterdir())
-    for part in workspace.caches.iterdir():
-        os.utime(part, (time.time() - 7200,) * 2)
     assert len(open_images(manifest, 32, workspace).train) > 0
     assert [path.name.startswith(".") for path in workspace.caches.iterdir()] == [False]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from xray_opt.cache import open_images
+from xray_opt.config import DataConfig, Workspace
+from xray_opt.dataset import prepare
+manifest = prepare(DataConfig(root=sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+open_images(manifest, 32, Workspace(Path(sys.argv[2])))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(manifest, workspace):
+    arguments = [sys.executable, "-c", FULL, manifest.root, str(workspace.root)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "DataError: cannot write the cache" in done.stderr.splitlines()[-1]
+    assert list(workspace.caches.iterdir()) == []

@@ -76,6 +76,8 @@ def test_without_a_root_it_is_the_set_prepared_last(source, workspace):
     remember(manifest, workspace)
     assert prepared(DataConfig(), workspace).sha256 == manifest.sha256
     assert prepared(DataConfig(seed=5), workspace).sha256 != manifest.sha256
+    own = DataConfig(train_fraction=0.6, val_fraction=0.2, test_fraction=0.2)
+    assert prepared(own, workspace).settings["train_fraction"] == 0.6
     limited = prepared(DataConfig(train_films=10), workspace)
     assert limited.settings["seed"] == 4
     assert len(limited.of("train")) < len(manifest.of("train"))

@@ -6,12 +6,14 @@ SHA-256. It is built under a temporary name and renamed: a kill leaves no half c
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +29,6 @@ Progress = Callable[[int, int], None]
 FORMAT = 1
 #: The cache is so many times the training side, so that crops stay sharp.
 FACTOR = 1.5
-#: Parts of dead builders older than this many seconds are removed.
-STALE = 3600
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,31 @@ def _open(manifest: Manifest, side: int, caches: Path, progress: Progress | None
     folder = caches / f"{manifest.sha256[:16]}-{side}"
     found = _whole(folder, manifest, side)
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        _build(folder, manifest, side, progress)
-        found = _whole(folder, manifest, side)
+        with _locked(caches):
+            # Another process may have built it while this one waited: only who holds the lock may remove one.
+            found = _whole(folder, manifest, side)
+            if found is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                _build(folder, manifest, side, progress)
+                found = _whole(folder, manifest, side)
     if found is None:
         raise DataError(f"the cache {folder} is damaged as soon as it is written; check the disk")
     return found
+
+
+@contextlib.contextmanager
+def _locked(caches: Path) -> Iterator[None]:
+    """One builder a workspace at a time; the system lets go of the lock when a process dies, however it dies."""
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+        handle = os.open(caches, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise DataError(f"cannot write the cache {caches}: {error.strerror or error}; free some space") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | None:
@@ -120,20 +139,15 @@ def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | N
 def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
-        part.mkdir(parents=True)
         _sweep(folder.parent)
+        part.mkdir()
         _decode_all(part / "pixels.npy", manifest, side, progress)
         record = {"format": FORMAT, "manifest": manifest.sha256, "side": side, "sha256": _sha256(part / "pixels.npy")}
         (part / "cache.json").write_text(json.dumps(record), encoding="utf-8")
         for file in part.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        try:
-            part.rename(folder)
-        except OSError:
-            # Another process was first; what it made is checked like any cache.
-            if not folder.is_dir():
-                raise
+        part.rename(folder)
     except OSError as error:
         raise DataError(f"cannot write the cache {folder}: {error.strerror or error}; free some space") from error
     finally:
@@ -141,17 +155,16 @@ def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | Non
 
 
 def _decode_all(file: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
-    """Decode in threads straight into the map: memory holds a few films at a time."""
+    """Decode in threads, write in order; written, not mapped: a full disk is then an error and not a bus fault."""
     shape = (len(manifest.films), side, side)
-    pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
     root = Path(manifest.root)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with file.open("wb") as handle, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
         squares = pool.map(lambda film: _square(root, film, side), manifest.films)
         for row, square in enumerate(squares):
-            pixels[row] = square
+            handle.write(square.tobytes())
             if progress:
                 progress(row + 1, shape[0])
-    pixels.flush()
 
 
 def _square(root: Path, film: Film, side: int) -> NDArray[np.uint8]:
@@ -165,14 +178,9 @@ def _square(root: Path, film: Film, side: int) -> NDArray[np.uint8]:
 
 
 def _sweep(caches: Path) -> None:
-    """Remove what killed builders left."""
+    """Remove what killed builders left; who calls this holds the lock, so every part is one."""
     for part in caches.glob(".*.part"):
-        try:
-            old = part.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        if os.path.getmtime(caches) - old > STALE:
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

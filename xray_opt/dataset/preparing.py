@@ -82,11 +82,18 @@ def settled(config: DataConfig, workspace: Workspace) -> DataConfig:
         raise DataError(f"no data was prepared in {workspace.root}; run xray-opt data prepare FOLDER, or set data.root")
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        untouched = [name for name, value in settings_of(config).items() if value == settings_of(DataConfig())[name]]
-        known = {name: note["settings"][name] for name in untouched}
+        known = {name: note["settings"][name] for name in _untouched(config)}
         return dataclasses.replace(config, root=str(workspace.root / note["root"]), **known)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot read {path}: {error}; run xray-opt data prepare FOLDER again") from error
+
+
+def _untouched(config: DataConfig) -> list[str]:
+    default = settings_of(DataConfig())
+    same = [name for name, value in settings_of(config).items() if value == default[name]]
+    shares = [name for name in default if name.endswith("_fraction")]
+    whole = all(name in same for name in shares)  # the three shares sum to 1 only together
+    return [name for name in same if whole or name not in shares]
 
 
 def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) -> Manifest:
