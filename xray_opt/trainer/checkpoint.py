@@ -23,16 +23,18 @@ _MAGIC = b"xray-opt checkpoint "
 _HEADER = len(_MAGIC) + 64 + 1
 
 State = dict[str, Any]
+#: Settings that a resumed training may have changed, or that its digests stand for.
+ELSEWHERE = ("data.", "tracking.", "model.base", "training.device", "training.micro_batch")
 
 
 def identity(config: Config, base_sha256: str, manifest_sha256: str, side: int) -> dict[str, str]:
     """What has to agree between a checkpoint and the training that resumes it.
 
-    ``data.*`` is represented by the manifest's digest and the side of the cached films, ``tracking.*`` changes
-    nothing.
+    ``data.*`` is represented by the manifest's digest and the side of the cached films, ``model.base`` by the base's
+    digest; ``tracking.*``, the device and the micro-batch do not change what is learned.
     """
     settings = {name: as_text(value) for name, value in flatten(config).items()}
-    kept = {name: text for name, text in settings.items() if not name.startswith(("data.", "tracking."))}
+    kept = {name: text for name, text in settings.items() if not name.startswith(ELSEWHERE)}
     return kept | {"base": base_sha256, "manifest": manifest_sha256, "cache side": str(side), "format": "1"}
 
 
