@@ -21,6 +21,7 @@ ROWS = (
     ("tracking", "registry", "served_model"),
     ("experiment",),
     ("tuning",),
+    ("leaderboard",),
     ("workers", "single", "scoring", "upkeep", "interfaces"),
     ("api", "cli"),
 )
@@ -38,7 +39,7 @@ DOORS = {
     "pydicom": {"dataset"},
 }
 #: Rooms that must stay light: they import no torch.
-WITHOUT_TORCH = {"config", "errors", "metrics", "dataset", "cache", "phantom", "kaggle", "tuning", "cli"}
+WITHOUT_TORCH = {"config", "errors", "metrics", "dataset", "cache", "phantom", "kaggle", "tuning", "leaderboard", "cli"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 

@@ -26,8 +26,9 @@ Each function raises a subclass of :class:`xray_opt.errors.XrayError` with one l
 
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_study, override
 from xray_opt.dataset import audit, prepared, shortcut_screen
+from xray_opt.leaderboard import leaderboard
 from xray_opt.phantom import make_phantoms
-from xray_opt.scoring import evaluate, leaderboard, predict, promote
+from xray_opt.scoring import evaluate, predict, promote
 from xray_opt.single import TrainWatcher, train
 from xray_opt.upkeep import collect_garbage, delete_whole_study
 from xray_opt.workers import StudyWatcher, tune

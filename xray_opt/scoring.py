@@ -1,4 +1,4 @@
-"""Uses models: score one on a split or on an outside folder, predict films, compare trials, promote.
+"""Uses models: score one on a split or on an outside folder, predict films, promote.
 
 The test split is sealed. Only :func:`evaluate` opens it, on request and with a reason; each opening is written to the
 study (who, when, why) and to the MLflow run, and ``compare`` shows test scores of opened trials only.
@@ -7,8 +7,8 @@ study (who, when, why) and to the MLflow run, and ``compare`` shows test scores 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from xray_opt.config import Config, DataConfig, TrackingConfig, Workspace, overr
 from xray_opt.dataset import LABELS, prepared
 from xray_opt.errors import BadFilm, ConfigError, DataError
 from xray_opt.evaluate import BATCH, Predictor
+from xray_opt.leaderboard import OPENINGS, Opening, openings
 from xray_opt.metrics import Scores, scores
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import log_run_metrics, tag_run
-from xray_opt.tuning import StudyRecord, TrialRecord, annotate, read_study
+from xray_opt.tuning import annotate, read_study
 
 #: What ``predict`` reads when it is given a folder.
 SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
@@ -50,64 +51,6 @@ class Evaluation:
     threshold: float
     at_half: Scores
     at_threshold: Scores
-
-
-@dataclass(frozen=True)
-class Opening:
-    """One opening of the sealed test split; ``scores`` are at the threshold fixed on validation."""
-
-    who: str
-    when: str
-    why: str
-    trial: int | None
-    scores: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """A study's trials, best validation F1 first, with test scores of those whose test was opened."""
-
-    summary: str
-    trials: tuple[TrialRecord, ...]
-    openings: tuple[Opening, ...]
-
-    def table(self) -> tuple[list[str], list[list[object]]]:
-        """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
-        names = sorted({name for trial in self.trials for name in trial.params})
-        test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
-        tested = {opening.trial: opening.scores for opening in self.openings}
-        columns = ["trial", "state", *names, "val F1", "val AUC"]
-        rows: list[list[object]] = [
-            [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
-            + [tested.get(t.number, {}).get(name) for name in test]
-            for t in self.trials
-        ]
-        return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {
-            "summary": self.summary,
-            "test_openings": [asdict(opening) for opening in self.openings],
-            "trials": [trial.to_dict() for trial in self.trials],
-        }
-
-
-#: Study note that holds every opening of the test split.
-OPENINGS = "test_openings"
-
-
-def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
-    """Trials of ``study``: complete ones by validation F1, then pruned ones, then the rest.
-
-    Raises:
-        StudyError: no such study; the line names those there are.
-    """
-    record = read_study(study, workspace)
-    order = {"COMPLETE": 0, "PRUNED": 1}
-    trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
-    summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
-    return Leaderboard(summary, tuple(trials), tuple(openings(record)))
 
 
 def evaluate(
@@ -198,11 +141,6 @@ def _note_opening(loaded: registry.Loaded, workspace: Workspace, opening: Openin
         if replace(item, scores={}) != replace(opening, scores={})
     ]
     annotate(study, workspace, OPENINGS, [asdict(item) for item in [*others, opening]])
-
-
-def openings(study: StudyRecord) -> list[Opening]:
-    """Every opening of the study's test split, oldest first."""
-    return [Opening(**item) for item in study.notes.get(OPENINGS) or []]
 
 
 def predict(

@@ -17,7 +17,7 @@ def compare(study_name: str, as_json: bool) -> None:
     Validation picks the winner: a test score here is for reading, never for choosing.
     """
     from xray_opt.config import Workspace
-    from xray_opt.scoring import leaderboard
+    from xray_opt.leaderboard import leaderboard
 
     board = leaderboard(study_name, Workspace.here())
     if as_json:

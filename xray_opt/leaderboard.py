@@ -1,0 +1,71 @@
+"""A study's trials, best first, and how often its sealed test split was opened. Light: no torch, no MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from xray_opt.config import Workspace
+from xray_opt.tuning import StudyRecord, TrialRecord, read_study
+
+#: Study note that holds every opening of the test split.
+OPENINGS = "test_openings"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One opening of the sealed test split; ``scores`` are at the threshold fixed on validation."""
+
+    who: str
+    when: str
+    why: str
+    trial: int | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A study's trials, best validation F1 first, with test scores of those whose test was opened."""
+
+    summary: str
+    trials: tuple[TrialRecord, ...]
+    openings: tuple[Opening, ...]
+
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
+        names = sorted({name for trial in self.trials for name in trial.params})
+        test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
+        tested = {opening.trial: opening.scores for opening in self.openings}
+        columns = ["trial", "state", *names, "val F1", "val AUC"]
+        rows: list[list[object]] = [
+            [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
+            + [tested.get(t.number, {}).get(name) for name in test]
+            for t in self.trials
+        ]
+        return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "summary": self.summary,
+            "test_openings": [asdict(opening) for opening in self.openings],
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+
+def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
+    """Trials of ``study``: complete ones by validation F1, then pruned ones, then the rest.
+
+    Raises:
+        StudyError: no such study; the line names those there are.
+    """
+    record = read_study(study, workspace)
+    order = {"COMPLETE": 0, "PRUNED": 1}
+    trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
+    summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
+    return Leaderboard(summary, tuple(trials), tuple(openings(record)))
+
+
+def openings(study: StudyRecord) -> list[Opening]:
+    """Every opening of the study's test split, oldest first."""
+    return [Opening(**item) for item in study.notes.get(OPENINGS) or []]
