@@ -34,6 +34,7 @@ from xray_opt.tracking import (
     orphan_runs,
     study_runs,
     tag_run,
+    trial_runs,
     unreferenced_artifacts,
 )
 from xray_opt.trainer import Epoch
@@ -269,7 +270,20 @@ def test_a_lost_run_is_closed_once_and_others_stay(connection: Connection, study
         close_lost(connection, run_id)
     found = connection.client.get_run(lost.id)
     assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "worker-lost")
-    assert connection.client.get_run(done.id).info.status == "FINISHED"
+    ended = connection.client.get_run(done.id)
+    assert (ended.info.status, ended.data.tags["reason"]) == ("FAILED", "worker-lost")
+    close_lost(connection, done.id, "interrupted")
+    assert connection.client.get_run(done.id).data.tags["reason"] == "worker-lost"
+
+
+def test_the_runs_of_one_trial_are_found_by_their_tags(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, {}) as tracking:
+        runs = [tracking.run("r", CONFIG, {}, {"xray_opt.study": study, "xray_opt.trial": n}) for n in ("1", "11")]
+        for run in runs:
+            with run:
+                pass
+    assert trial_runs(connection, study, 1) == [runs[0].id]
+    assert trial_runs(connection, study, 2) == []
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from xray_opt.dataset import Manifest, Pseudonyms, prepared, shortcut_screen
 from xray_opt.errors import ModelError
 from xray_opt.experiment import ADAPTER_ARTIFACT, Job, run_experiment
 from xray_opt.mlflow_client import Connection, connect
-from xray_opt.tracking import RankedTrial, Tracking, close_lost
+from xray_opt.tracking import RankedTrial, Tracking, close_lost, trial_runs
 from xray_opt.trainer import Epoch, discard_checkpoint
 from xray_opt.tuning import OpenStudy, Outcome, Tally, TrialContext, TrialRecord, open_study
 
@@ -96,12 +96,12 @@ def _tune(
     with Tracking.open(connection, study.name, tags) as tracking:
         opened.annotate("mlflow_parent", tracking.parent_id)
         _describe_once(opened, tracking, manifest, base, watcher)
-        objective = _Objective(opened, images, base, tracking, Pseudonyms(workspace), tags, watcher)
+        objective = _Objective(opened, images, base, tracking, connection, Pseudonyms(workspace), tags, watcher)
         tally = opened.tune(
             objective,
             total,
             timeout,
-            lost=lambda record: _close_lost(connection, record),
+            lost=lambda record: _close_runs(connection, study.name, record, "worker-lost"),
             ended=objective.ended,
             say=watcher.say,
         )
@@ -161,6 +161,7 @@ class _Objective:
     images: Images
     base: Base
     tracking: Tracking
+    connection: Connection
     pseudonyms: Pseudonyms
     tags: dict[str, str]
     watcher: StudyWatcher
@@ -190,6 +191,8 @@ class _Objective:
 
     def ended(self, record: TrialRecord, checkpoint: Path) -> None:
         """A trial has its final state: its checkpoint is not needed any more unless another one resumes it."""
+        if record.state == "FAIL":
+            _close_runs(self.connection, self.opened.config.name, record, record.reason or "error")
         if record.reason not in ("worker-lost", "interrupted"):
             discard_checkpoint(checkpoint)
         self.watcher.trial_ended(record)
@@ -199,10 +202,10 @@ def _retry_tag(trial: TrialContext) -> dict[str, str]:
     return {} if trial.retry_of is None else {"xray_opt.retry_of": str(trial.retry_of)}
 
 
-def _close_lost(connection: Connection, record: TrialRecord) -> None:
-    run_id = record.notes.get("mlflow_run")
-    if run_id:
-        close_lost(connection, str(run_id))
+def _close_runs(connection: Connection, study: str, record: TrialRecord, reason: str) -> None:
+    """Bring the runs of a failed trial to FAILED; found by tag, as a kill may come before the trial knows its run."""
+    for run_id in trial_runs(connection, study, record.number):
+        close_lost(connection, run_id, reason)
 
 
 def _settle(

@@ -6,7 +6,7 @@ States agree with the trials': finished → FINISHED, pruned → KILLED (tag ``p
 
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
-from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, unreferenced_artifacts
+from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, trial_runs, unreferenced_artifacts
 from xray_opt.tracking.ranking import RankedTrial
 from xray_opt.tracking.run import Run, close_lost, log_run_metrics, tag_run
 from xray_opt.tracking.study import Tracking
@@ -22,5 +22,6 @@ __all__ = [
     "orphan_runs",
     "study_runs",
     "tag_run",
+    "trial_runs",
     "unreferenced_artifacts",
 ]

@@ -18,7 +18,7 @@ from xray_opt.mlflow_client import MISSING, Connection, speaking
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
 from xray_opt.tracking.ranking import RANKED, logged_models
 
-STUDY = "xray_opt.study"
+STUDY, TRIAL = "xray_opt.study", "xray_opt.trial"
 
 
 def study_runs(connection: Connection, study: str) -> list[str]:
@@ -26,6 +26,13 @@ def study_runs(connection: Connection, study: str) -> list[str]:
     with speaking(connection.uri, f"list the runs of the study {study}"):
         runs = list(_runs(connection, f"tags.`{STUDY}` = '{study}'"))
     return [run.info.run_id for run in sorted(runs, key=lambda run: run.data.tags.get("xray_opt.role") == "study")]
+
+
+def trial_runs(connection: Connection, study: str, trial: int) -> list[str]:
+    """Ids of the runs of one trial: one, or none if its worker died before it made any."""
+    condition = f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{trial}'"
+    with speaking(connection.uri, f"list the runs of trial {trial}"):
+        return [run.info.run_id for run in _runs(connection, condition)]
 
 
 def orphan_runs(connection: Connection, known_studies: Collection[str]) -> list[str]:

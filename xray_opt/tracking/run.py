@@ -187,8 +187,12 @@ def close(connection: Connection, run_id: str, end: Ending) -> None:
         connection.client.set_terminated(run_id, end.status)
 
 
-def close_lost(connection: Connection, run_id: str) -> None:
-    """End the run of a worker that is gone: RUNNING → FAILED, reason ``worker-lost``; any other state stays."""
+def close_lost(connection: Connection, run_id: str, reason: str = "worker-lost") -> None:
+    """Make the run of a failed trial FAILED, whatever state it was left in; one that is FAILED keeps its reason.
+
+    A worker that dies after its run ended but before its trial did leaves FINISHED behind: the trial has failed, so
+    the run has. A run that is gone is no error.
+    """
     with speaking(connection.uri, f"end the lost run {run_id}"):
         try:
             status = connection.client.get_run(run_id).info.status
@@ -196,8 +200,8 @@ def close_lost(connection: Connection, run_id: str) -> None:
             if error.error_code == MISSING:
                 return
             raise
-        if status == "RUNNING":
-            close(connection, run_id, Ending("FAILED", {"reason": "worker-lost"}))
+        if status != "FAILED":
+            close(connection, run_id, Ending("FAILED", {"reason": reason}))
 
 
 def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
