@@ -139,8 +139,8 @@ def audit_command(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json
 
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path))
-@click.option("--patients", type=click.IntRange(min=12), default=160, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--patients", type=click.IntRange(min=12), default=160, show_default=True, help="Made-up patients.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the films.")
 def sample(root: Path, patients: int, seed: int) -> None:
     """Make phantom chest films in the new folder ROOT: for trying things out, not for science."""
     from xray_opt.phantom import make_phantoms

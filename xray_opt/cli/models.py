@@ -20,7 +20,13 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 
 @click.command()
 @_model
-@click.option("--split", type=click.Choice(["val", "train", "test", "all"]), default="val", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["val", "train", "test", "all"]),
+    default="val",
+    show_default=True,
+    help="Split of the model's own data, or all films of --data.",
+)
 @click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
 @click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
 @_device

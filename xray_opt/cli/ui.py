@@ -6,8 +6,10 @@ import click
 
 
 @click.command()
-@click.option("--mlflow-port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@click.option("--dashboard-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--mlflow-port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port of MLflow.")
+@click.option(
+    "--dashboard-port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port of the dashboard."
+)
 def ui(mlflow_port: int, dashboard_port: int) -> None:
     """Start both UIs on 127.0.0.1 until Ctrl-C."""
     from xray_opt.config import Workspace
