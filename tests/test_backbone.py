@@ -218,6 +218,9 @@ def test_imagenet_weights_may_be_given_by_a_variable(tmp_path, monkeypatch):
         imagenet_weights()
     (tmp_path / "mine.pth").write_bytes(b"x")
     monkeypatch.setenv("XRAY_OPT_WEIGHTS", str(tmp_path / "mine.pth"))
+    with pytest.raises(ModelError, match="not torchvision's ImageNet file"):
+        imagenet_weights()
+    monkeypatch.setattr("xray_opt.backbone.download.IMAGENET_SHA256", hashlib.sha256(b"x").hexdigest())
     assert imagenet_weights() == tmp_path / "mine.pth"
 
 
@@ -230,8 +233,9 @@ def test_random_is_never_a_fallback(tmp_path, monkeypatch):
 def test_devices():
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device("auto").type in ("cuda", "mps", "cpu")
-    with pytest.raises(ConfigError, match="cuda:64"):
-        resolve_device("cuda:64")
+    for name in ("cuda:64", "gpu", "cuda:01"):
+        with pytest.raises(ConfigError, match=name):
+            resolve_device(name)
 
 
 def test_precision_is_what_was_asked_for_or_what_the_device_is_made_for():

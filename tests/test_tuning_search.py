@@ -137,7 +137,7 @@ def test_stops_when_the_first_three_fail_alike_and_goes_on_once_mended(workspace
     def objective(trial):
         raise OutOfMemory("no memory for one film")
 
-    with pytest.raises(StudyError, match="first 3 trials all failed alike: oom"):
+    with pytest.raises(StudyError, match="its first trials all failed alike: oom"):
         opened(workspace).tune(objective, 20)
     assert len(read_study("fast", workspace).trials) == 3
     assert opened(workspace).tune(smooth, 4).stopped == "done"

@@ -69,7 +69,7 @@ def predict_logits(
     network.to(device)
     parts: list[Floats] = []
     first = 0
-    with evaluating(network), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    with evaluating(network), torch.inference_mode(), torch.autocast(device.type, enabled=False), whole_fp32(device):
         while first < len(films):
             part = _try_batch(network, films, np.arange(first, min(first + batch_size, len(films))), image_size, device)
             if part is not None:
@@ -86,6 +86,16 @@ def probability(logit: Floats, temperature: float = 1.0) -> Floats:
     """Sigmoid of ``logit / temperature`` in float64, without overflow."""
     values: Floats = 0.5 * (1 + np.tanh(logit / temperature / 2))
     return values
+
+
+@contextmanager
+def whole_fp32(device: torch.device) -> Iterator[None]:
+    """No TF32 in CUDA's convolutions meanwhile: it would move probabilities by more than 1e-5."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 @contextmanager

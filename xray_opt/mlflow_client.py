@@ -82,7 +82,7 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     # It warns that no pip was found, wherever uv made the environment.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
+    if not uri or uri == embedded_uri(workspace):
         return _embedded(workspace)
     local = urlsplit(uri).scheme in ("", "file", "sqlite")
     with speaking(uri, "open the store"):

@@ -76,6 +76,11 @@ def evaluate(
     loaded = registry.load(connection, model, resolve_device(device))
     manifest = prepared(_data_settings(loaded, split, data), workspace)
     own = loaded.tags.get("xray_opt.data_sha256")
+    if split == "all" and prepared(_data_settings(loaded, "own", data), workspace).sha256 == own:
+        raise ConfigError(
+            "these are the model's own films: --split all would open their sealed test split unrecorded; use --split "
+            "val, or --split test with --why"
+        )
     if split != "all" and manifest.sha256 != own:
         raise DataError(
             f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "

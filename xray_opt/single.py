@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from xray_opt.backbone import load_base
 from xray_opt.cache import open_images
 from xray_opt.config import Config, Workspace
-from xray_opt.dataset import Pseudonyms, prepared
+from xray_opt.dataset import Pseudonyms, prepared, settled
+from xray_opt.errors import ConfigError
 from xray_opt.experiment import Job, Result, run_experiment
 from xray_opt.mlflow_client import connect
 from xray_opt.tracking import Tracking
@@ -42,6 +43,9 @@ def train(
     Raises:
         XrayError: one line that says what is wrong.
     """
+    if keep is not None and keep.exists():
+        raise ConfigError(f"{keep} exists already; name a new folder with --out")
+    config = replace(config, data=settled(config.data, workspace))
     manifest = prepared(config.data, workspace, lambda done, n: watcher.progress("index", done, n))
     base = load_base(config.model)
     if warning := base.warning():

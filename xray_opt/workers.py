@@ -19,7 +19,7 @@ from xray_opt import registry
 from xray_opt.backbone import Base, load_base, read_base, save_base
 from xray_opt.cache import Images, open_images
 from xray_opt.config import StudyConfig, Workspace
-from xray_opt.dataset import Manifest, Pseudonyms, prepared, shortcut_screen
+from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
 from xray_opt.errors import ModelError
 from xray_opt.experiment import ADAPTER_ARTIFACT, Job, run_experiment
 from xray_opt.mlflow_client import Connection, connect
@@ -69,7 +69,13 @@ def tune(
     Raises:
         XrayError: what stops the whole study, as one line; a single failing trial does not.
     """
-    manifest = prepared(study.config.data, workspace, lambda done, n: watcher.progress("index", done, n))
+    # What `data prepare` decided becomes part of the study's own settings: they are recorded, and evaluate reads them.
+    data = settled(study.config.data, workspace)
+    study = replace(study, config=replace(study.config, data=data))
+    manifest = prepared(data, workspace, lambda done, n: watcher.progress("index", done, n))
+    # Before the study is made: without weights there must be no study that remembers having wanted them.
+    if not _kept_base(study.name, workspace).is_file():
+        load_base(study.config.model)
     opened = open_study(study, workspace, manifest.sha256)
     before = opened.read()
     watcher.known(before.counted, before.best)
@@ -116,7 +122,7 @@ def _study_base(opened: OpenStudy, workspace: Workspace) -> Base:
 
     Random and own weights are kept once a study; ImageNet's are verified by their digest anyway.
     """
-    kept = workspace.study_folder(opened.config.name) / "base.safetensors"
+    kept = _kept_base(opened.config.name, workspace)
     known = opened.notes.get("base_sha256")
     if known and kept.is_file():
         base = read_base(kept)
@@ -133,6 +139,10 @@ def _study_base(opened: OpenStudy, workspace: Workspace) -> Base:
     origin = str(opened.notes.get("base_origin") or base.origin)
     opened.annotate("base_origin", origin)
     return replace(base, origin=origin)
+
+
+def _kept_base(study: str, workspace: Workspace) -> Path:
+    return workspace.study_folder(study) / "base.safetensors"
 
 
 def _describe_once(

@@ -17,7 +17,10 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not auto, cuda, cuda:N, mps or cpu") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"training.device {name} is not there ({torch.cuda.device_count()} CUDA devices); use auto")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -34,6 +34,8 @@ def imagenet_weights(cache: Path | None = None, progress: Progress | None = None
     if given := os.environ.get("XRAY_OPT_WEIGHTS"):
         if not Path(given).is_file():
             raise ModelError(f"XRAY_OPT_WEIGHTS names {given}, which is no file")
+        if file_sha256(Path(given)) != IMAGENET_SHA256:
+            raise ModelError(f"XRAY_OPT_WEIGHTS: {given} is not torchvision's ImageNet file; use --weights PATH")
         return Path(given)
     from torchvision.models import EfficientNet_V2_S_Weights
 

@@ -83,7 +83,7 @@ class Progress:
             self.counted += 1
         if record.state == "COMPLETE" and record.value is not None and (self.best or (-1.0, 0))[0] < record.value:
             self.best = (record.value, record.number)
-        what = f"failed: {record.reason}"
+        what = f"failed: {record.reason}, {record.message}"
         if record.state == "COMPLETE":
             what = f"val F1 {cell(record.value)}"
         elif record.state == "PRUNED":

@@ -62,6 +62,9 @@ def show(name: str, as_json: bool) -> None:
         for t in record.trials
     ]
     print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=name)
+    for trial in record.trials:
+        if trial.message:
+            click.echo(f"trial {trial.number} failed: {trial.message}")
     if weights:
         click.echo("importance (PED-ANOVA):")
         for param, weight in weights.items():

@@ -223,7 +223,8 @@ class TrackingConfig:
     system_interval: float = 5.0
 
     def __post_init__(self) -> None:
-        _require(bool(self.registered_model), "tracking.registered_model", "a name", self.registered_model)
+        plain = bool(self.registered_model) and not set(self.registered_model) & set("/:'@\\")
+        _require(plain, "tracking.registered_model", "a name without / : ' @", self.registered_model)
         _require(self.system_interval >= 0, "tracking.system_interval", "0 or more seconds", self.system_interval)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from xray_opt.config.dotted import Scalar, flatten, override
 from xray_opt.config.settings import Config
+from xray_opt.errors import ConfigError
 
 SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp")
 PRUNERS = ("median", "hyperband", "none")
@@ -76,6 +78,13 @@ class StudyConfig:
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
     enqueue: tuple[dict[str, Scalar], ...] = ()
     storage: str | None = None
+
+    def __post_init__(self) -> None:
+        # The name becomes a folder, an experiment and part of MLflow's filters.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ConfigError(
+                f"name must be letters, digits, '.', '_' or '-' and start with a letter or digit, not {self.name!r}"
+            )
 
     def settings(self, params: dict[str, Scalar]) -> Config:
         """The config of a trial with these params (dotted name → value)."""

@@ -195,12 +195,12 @@ def close_lost(connection: Connection, run_id: str, reason: str = "worker-lost")
     """
     with speaking(connection.uri, f"end the lost run {run_id}"):
         try:
-            status = connection.client.get_run(run_id).info.status
+            info = connection.client.get_run(run_id).info
         except MlflowException as error:
             if error.error_code == MISSING:
                 return
             raise
-        if status != "FAILED":
+        if info.status != "FAILED" and info.lifecycle_stage == "active":
             close(connection, run_id, Ending("FAILED", {"reason": reason}))
 
 

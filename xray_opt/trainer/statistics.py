@@ -16,12 +16,14 @@ from xray_opt.augment import plain
 from xray_opt.cache import Split
 from xray_opt.evaluate import evaluating
 
-#: Films the statistics are averaged over, and films a forward pass. More films changed scores less than a seed does.
+#: Films the statistics are averaged over, and films a forward pass where memory is no concern.
 FILMS, BATCH = 256, 32
 
 
 @torch.no_grad()
-def reestimate(network: nn.Module, films: Split, image_size: int, device: torch.device, seed: int) -> None:
+def reestimate(
+    network: nn.Module, films: Split, image_size: int, device: torch.device, seed: int, batch_size: int = BATCH
+) -> None:
     """Replace every running mean and variance by the average over batches of up to 256 training films, as they are.
 
     Nothing else is in training mode meanwhile; modes and momenta are as before when this returns. Deterministic.
@@ -34,7 +36,9 @@ def reestimate(network: nn.Module, films: Split, image_size: int, device: torch.
             module.reset_running_stats()
             module.momentum = None  # a plain average over the batches
             module.training = True
-        for batch in np.array_split(chosen, max(len(chosen) // BATCH, 1)):
+        for batch in np.array_split(chosen, -(-len(chosen) // batch_size)):
+            if len(batch) < 2:
+                continue  # one film has no variance
             logits(network, plain(torch.from_numpy(films.batch(batch)).to(device), image_size))
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum

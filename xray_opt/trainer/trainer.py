@@ -28,7 +28,7 @@ from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
 from xray_opt.trainer.checkpoint import Checkpoint, State, identity
 from xray_opt.trainer.records import Epoch, beats, stale
-from xray_opt.trainer.statistics import reestimate
+from xray_opt.trainer.statistics import BATCH, reestimate
 from xray_opt.trainer.step import Stepper
 
 #: Steps between two looks at the loss: each look waits for the device.
@@ -133,7 +133,9 @@ class Trainer:
             trained = time.perf_counter() - began
             if self._trains_statistics:
                 size, seed = self.config.image.size, seeds(self.config.training.seed, number)[0]
-                reestimate(self.network, self._images.train, size, self.device, seed)
+                scarce = self.micro_batch < self.config.training.batch_size
+                batch = self.micro_batch if scarce else BATCH
+                reestimate(self.network, self._images.train, size, self.device, seed, batch)
             logit = predict_logits(self.network, self._images.val, self.config.image.size, self.device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"memory of {self.device} ran out in epoch {number}; lower image.size") from error

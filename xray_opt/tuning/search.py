@@ -90,12 +90,13 @@ class Search:
     def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
         """Failures of this call are what counts: a study may go on once their cause is mended."""
         new = [trial for trial in trials if trial.number not in self.before and trial.state.is_finished()]
-        failed = [t for t in new if t.state == TrialState.FAIL and t.user_attrs.get(REASON) not in RESUMABLE]
+        new = [trial for trial in new if trial.user_attrs.get(REASON) not in RESUMABLE]
+        failed = [trial for trial in new if trial.state == TrialState.FAIL]
         reasons = {trial.user_attrs.get(REASON) for trial in failed}
         last = record_of(failed[-1]).message if failed else ""
-        if len(failed) == ALIKE and len(failed) == len(new) and len(reasons) == 1:
+        if len(failed) >= ALIKE and len(failed) == len(new) and len(reasons) == 1:
             raise StudyError(
-                f"study {self.config.name} stops: the first {ALIKE} trials all failed alike: {reasons.pop()} ({last})"
+                f"study {self.config.name} stops: its first trials all failed alike: {reasons.pop()} ({last})"
             )
         most = max(3, total // 4)
         if len(failed) > most:
