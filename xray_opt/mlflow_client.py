@@ -84,7 +84,8 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri or uri == embedded_uri(workspace):
         return _embedded(workspace)
-    local = urlsplit(uri).scheme in ("", "file", "sqlite")
+    # "databricks" has no scheme either, and is not this machine.
+    local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
     with speaking(uri, "open the store"):
         if urlsplit(uri).scheme in ("http", "https"):
             _probe(uri)

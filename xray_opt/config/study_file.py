@@ -108,8 +108,8 @@ def _section(kind: Any, value: object, where: str, names: tuple[str, ...]) -> An
 
 
 def _parameter(name: str, spec: object, where: str) -> Parameter:
-    if name.startswith(("data.", "tracking.")):
-        raise ConfigError(f"{where}: {name.split('.')[0]}.* may not be searched: it belongs to the study")
+    if name.startswith(("data.", "tracking.", "model.base", "image.size")):
+        raise ConfigError(f"{where}: {name} may not be searched: films, cache and base weights belong to the study")
     given = dict(mapping(spec, where))
     if unknown := sorted(set(given) - {"type", "low", "high", "log", "step", "choices", "when"}):
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; it has type, low, high, log, step, choices, when")
