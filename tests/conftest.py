@@ -1,16 +1,17 @@
-"""A workspace in which the whole job was done once, through the real command line, on made-up films."""
+"""Fixtures of several rooms: MLflow stores, and a workspace in which the whole job was done once on made-up films."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from xray_opt.config import Workspace
+from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.phantom import make_phantoms
 
 STUDY = """
@@ -104,3 +105,24 @@ def tuned(tmp_path_factory) -> tuple[Place, dict, str]:
     done = place.run("tune", "--study", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     return place, json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """URI of a real MLflow server of the module's own."""
+    from mlflow_stores import tracking_server
+
+    with tracking_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
+
+
+@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.slow)])
+def connection(request, tmp_path):
+    """A connection to an embedded store of the test's own, and to the module's server."""
+    from mlflow_stores import embedded
+
+    if request.param == "embedded":
+        return embedded(tmp_path)
+    from xray_opt.mlflow_client import connect
+
+    return connect(TrackingConfig(uri=request.getfixturevalue("server")), Workspace(tmp_path / "workspace"))

@@ -33,3 +33,9 @@ def test_pruned_is_no_error_of_the_user():
     assert not issubclass(errors.Pruned, errors.XrayError)
     assert errors.Pruned(3).epoch == 3
     assert "epoch 3" in str(errors.Pruned(3))
+
+
+def test_other_libraries_errors_fit_on_one_line():
+    assert errors.one_line(ValueError("a\n  b"), 10) == "a b"
+    assert errors.one_line(ValueError("x" * 500)) == "x" * 160
+    assert errors.one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

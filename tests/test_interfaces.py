@@ -25,7 +25,11 @@ def test_a_taken_port_is_refused_with_its_option():
 
 
 def test_a_free_port_is_free():
-    require_free(free_port(), "--mlflow-port")
+    port = free_port()
+    require_free(port, "--mlflow-port")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+        assert probe.getsockname()[1] == port
 
 
 def test_one_port_for_both_is_refused(tuned):

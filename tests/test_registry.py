@@ -10,7 +10,6 @@ import sys
 import sysconfig
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,33 +17,19 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow_stores import CONFIG, ROOT, base, base64_film, embedded, film, finished_run, tracking_server
+from mlflow_stores import CONFIG, ROOT, base, base64_film, embedded, film, finished_run
 
 from xray_opt.adapter import load_bundle
 from xray_opt.backbone import random_base, save_base
-from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.errors import BaseMismatch, ModelError, TrackingError
 from xray_opt.evaluate import Predictor
-from xray_opt.mlflow_client import Connection, connect
+from xray_opt.mlflow_client import Connection
 from xray_opt.registry import Version, champion, load, promote, register, version_for_run
 from xray_opt.registry.registration import REQUIREMENTS, requirements
 from xray_opt.registry.versions import aliases, settle_alias
 from xray_opt.tracking import Tracking, orphan_runs, unreferenced_artifacts
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
-
-
-@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.slow)])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Connection:
-    if request.param == "embedded":
-        return embedded(tmp_path)
-    return connect(TrackingConfig(uri=request.getfixturevalue("server")), Workspace(tmp_path / "workspace"))
 
 
 @pytest.fixture

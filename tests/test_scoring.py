@@ -66,6 +66,9 @@ def test_another_split_of_other_data_is_refused(tuned, tmp_path):
     assert "made on other data" in done.stderr
     scored = place.json("evaluate", "--data", str(other), "--split", "all")
     assert scored["films"] == sum(1 for path in other.rglob("*.jpeg"))
+    own = place.run("evaluate", "--data", str(place.films), "--split", "all")
+    assert own.returncode == 2
+    assert "sealed test split" in own.stderr
 
 
 def test_predict_reads_folders_and_names_what_it_cannot_read(tuned, tmp_path):

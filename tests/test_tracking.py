@@ -11,19 +11,18 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow.entities import ViewType
-from mlflow_stores import CONFIG, ROOT, embedded, finished_run, free_port, manifest, tracking_server
+from mlflow_stores import CONFIG, ROOT, embedded, finished_run, free_port, manifest
 
-from xray_opt.config import TrackingConfig, Workspace, flatten, override
+from xray_opt.config import Workspace, flatten, override
 from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, TrackingError, TrainingError
 from xray_opt.metrics import Scores
-from xray_opt.mlflow_client import Connection, connect
+from xray_opt.mlflow_client import Connection
 from xray_opt.tracking import (
     RankedTrial,
     Run,
@@ -38,19 +37,6 @@ from xray_opt.tracking import (
     unreferenced_artifacts,
 )
 from xray_opt.trainer import Epoch
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
-
-
-@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.slow)])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Connection:
-    if request.param == "embedded":
-        return embedded(tmp_path)
-    return connect(TrackingConfig(uri=request.getfixturevalue("server")), Workspace(tmp_path / "workspace"))
 
 
 @pytest.fixture

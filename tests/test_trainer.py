@@ -27,7 +27,7 @@ from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
 from xray_opt.evaluate import evaluating, predict
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
-from xray_opt.trainer import Epoch, Trainer
+from xray_opt.trainer import Epoch, Trainer, discard_checkpoint
 from xray_opt.trainer.records import beats, stale
 from xray_opt.trainer.step import Stepper, part_count
 from xray_opt.trainer.trainer import make_optimizer, make_plateau, seeds
@@ -263,7 +263,7 @@ def test_discard_removes_every_file(images: Images, base: Base, tmp_path: Path) 
     trainer = Trainer(settings(training_epochs=2), images, base, path)
     list(trainer.epochs())
     assert len(list(path.parent.iterdir())) == 2
-    trainer.discard()
+    discard_checkpoint(path)
     assert list(path.parent.iterdir()) == []
 
 

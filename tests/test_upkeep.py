@@ -24,6 +24,9 @@ def test_gc_names_and_removes_what_nobody_refers_to(place):
     dry = place.run("gc", "--dry-run")
     assert all(str(folder) in dry.stdout for folder in litter), dry.stdout
     assert all(folder.exists() for folder in litter)
+    listed = place.json("gc", "--dry-run")
+    assert {str(folder) for folder in litter} <= {item["name"] for item in listed}
+    assert sum(item["bytes"] for item in listed) >= 3000
     done = place.run("gc")
     assert done.returncode == 0, done.stderr
     assert not any(folder.exists() for folder in litter)

@@ -96,3 +96,8 @@ class Pruned(Exception):
     def __init__(self, epoch: int) -> None:
         super().__init__(f"pruned after epoch {epoch}")
         self.epoch = epoch
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """What another library's error says, on one line of at most so many characters; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

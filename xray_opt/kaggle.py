@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, one_line
 
 DATASET = "paultimothymooney/chest-xray-pneumonia"
 BY_HAND = "or download it in a browser and unzip it by hand (see data/README.md)"
@@ -34,8 +34,7 @@ def download_chest_xray(target: Path) -> Path:
     try:
         fetched = Path(kagglehub.dataset_download(DATASET))
     except Exception as error:  # kagglehub raises its HTTP client's own errors, of many kinds
-        line = " ".join(str(error).split())[:200]
-        raise DataError(f"the download of {DATASET} failed ({line}); try again, {BY_HAND}") from error
+        raise DataError(f"the download of {DATASET} failed ({one_line(error, 200)}); try again, {BY_HAND}") from error
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(fetched, part)

@@ -17,7 +17,7 @@ import numpy as np
 from xray_opt import registry
 from xray_opt.backbone import resolve_device
 from xray_opt.config import Config, DataConfig, TrackingConfig, Workspace, override
-from xray_opt.dataset import LABELS, prepared
+from xray_opt.dataset import LABELS, Manifest, prepared, resplit
 from xray_opt.errors import BadFilm, ConfigError, DataError
 from xray_opt.evaluate import BATCH, Predictor
 from xray_opt.leaderboard import OPENINGS, Opening, openings
@@ -76,7 +76,7 @@ def evaluate(
     loaded = registry.load(connection, model, resolve_device(device))
     manifest = prepared(_data_settings(loaded, split, data), workspace)
     own = loaded.tags.get("xray_opt.data_sha256")
-    if split == "all" and prepared(_data_settings(loaded, "own", data), workspace).sha256 == own:
+    if split == "all" and _is_own(manifest, loaded):
         raise ConfigError(
             "these are the model's own films: --split all would open their sealed test split unrecorded; use --split "
             "val, or --split test with --why"
@@ -107,9 +107,21 @@ def evaluate(
 def _data_settings(loaded: registry.Loaded, split: str, data: str | None) -> DataConfig:
     if split == "all":
         return DataConfig(root=data)
-    kept = {name: value for name, value in loaded.bundle.config.items() if name.startswith("data.")}
-    config = override(Config(), kept).data
+    config = _own_settings(loaded)
     return replace(config, root=data or config.root)
+
+
+def _own_settings(loaded: registry.Loaded) -> DataConfig:
+    kept = {name: value for name, value in loaded.bundle.config.items() if name.startswith("data.")}
+    return override(Config(), kept).data
+
+
+def _is_own(manifest: Manifest, loaded: registry.Loaded) -> bool:
+    """Whether these films, split as the model's own were, are the model's own."""
+    try:
+        return resplit(manifest, _own_settings(loaded)).sha256 == loaded.tags.get("xray_opt.data_sha256")
+    except DataError:  # films that cannot even be split so are others
+        return False
 
 
 def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: Workspace, why: str) -> Opening:

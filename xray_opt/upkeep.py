@@ -12,10 +12,7 @@ from xray_opt.dataset import Manifest
 from xray_opt.errors import DataError
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import delete_run, orphan_runs, study_runs, unreferenced_artifacts
-from xray_opt.tuning import StudyRecord, delete_study, list_studies
-
-#: Reasons of a failed trial that another trial may still resume from its checkpoint.
-RESUMABLE = ("worker-lost", "interrupted")
+from xray_opt.tuning import RESUMABLE, StudyRecord, delete_study, list_studies
 
 
 @dataclass(frozen=True)

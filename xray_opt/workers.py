@@ -25,7 +25,7 @@ from xray_opt.experiment import ADAPTER_ARTIFACT, Job, run_experiment
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import RankedTrial, Tracking, close_lost, trial_runs
 from xray_opt.trainer import Epoch, discard_checkpoint
-from xray_opt.tuning import OpenStudy, Outcome, Tally, TrialContext, TrialRecord, open_study
+from xray_opt.tuning import RESUMABLE, OpenStudy, Outcome, Tally, TrialContext, TrialRecord, open_study
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -74,17 +74,19 @@ def tune(
     study = replace(study, config=replace(study.config, data=data))
     manifest = prepared(data, workspace, lambda done, n: watcher.progress("index", done, n))
     # Before the study is made: without weights there must be no study that remembers having wanted them.
-    if not _kept_base(study.name, workspace).is_file():
-        load_base(study.config.model)
+    kept = _kept_base(study.name, workspace)
+    fresh = None if kept.is_file() else load_base(study.config.model)
     opened = open_study(study, workspace, manifest.sha256)
+    base = _study_base(opened, workspace, fresh)
     before = opened.read()
     watcher.known(before.counted, before.best)
-    return _tune(opened, manifest, workspace, total or study.trials, timeout, watcher)
+    return _tune(opened, manifest, base, workspace, total or study.trials, timeout, watcher)
 
 
 def _tune(
     opened: OpenStudy,
     manifest: Manifest,
+    base: Base,
     workspace: Workspace,
     total: int,
     timeout: float | None,
@@ -92,7 +94,6 @@ def _tune(
 ) -> TuneReport:
     study = opened.config
     connection = connect(study.config.tracking, workspace)
-    base = _study_base(opened, workspace)
     if warning := base.warning():
         watcher.say(warning)
     images = open_images(
@@ -117,17 +118,20 @@ def _tune(
         return TuneReport(study.name, tally, version, held, tracking.experiment_id)
 
 
-def _study_base(opened: OpenStudy, workspace: Workspace) -> Base:
+def _study_base(opened: OpenStudy, workspace: Workspace, fresh: Base | None) -> Base:
     """The base weights of the study: those it started with, whatever a path or a library holds by now.
 
     Random and own weights are kept once a study; ImageNet's are verified by their digest anyway.
+
+    Args:
+        fresh: the weights that the settings name, where they have been read already.
     """
     kept = _kept_base(opened.config.name, workspace)
     known = opened.notes.get("base_sha256")
     if known and kept.is_file():
         base = read_base(kept)
     else:
-        base = load_base(opened.config.config.model)
+        base = fresh or load_base(opened.config.config.model)
         if base.origin != "imagenet":
             save_base(base, kept)
     if known and base.sha256 != known:
@@ -203,7 +207,7 @@ class _Objective:
         """A trial has its final state: its checkpoint is not needed any more unless another one resumes it."""
         if record.state == "FAIL":
             _close_runs(self.connection, self.opened.config.name, record, record.reason or "error")
-        if record.reason not in ("worker-lost", "interrupted"):
+        if record.reason not in RESUMABLE:
             discard_checkpoint(checkpoint)
         self.watcher.trial_ended(record)
 

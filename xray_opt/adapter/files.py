@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from xray_opt.adapter.attach import attach, restore, trainable_state
 from xray_opt.adapter.bundle import Bundle
-from xray_opt.backbone import Base
+from xray_opt.backbone import Base, file_sha256
 from xray_opt.config import Config, override
-from xray_opt.errors import BaseMismatch, ConfigError, ModelError
+from xray_opt.errors import BaseMismatch, ConfigError, ModelError, one_line
 
 RECORD = "bundle.json"
 #: PEFT's prefix of its modules' names.
@@ -41,7 +40,7 @@ def save_bundle(network: nn.Module, folder: Path, bundle: Bundle) -> Path:
     part.mkdir()
     try:
         _write_weights(network, part, bundle.strategy)
-        files = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
         (part / RECORD).write_text(replace(bundle, files=files).to_json(), encoding="utf-8")
         for path in part.iterdir():
             with path.open("rb") as file:
@@ -92,7 +91,7 @@ def read_bundle(folder: Path) -> Bundle:
         file = folder / name
         if not file.is_file():
             raise ModelError(f"{folder} lacks {name}, which its {RECORD} names")
-        if _sha256(file) != digest:
+        if file_sha256(file) != digest:
             raise ModelError(f"{file} was changed or damaged: its SHA-256 is not that of {RECORD}")
     return bundle
 
@@ -115,7 +114,7 @@ def load_bundle(folder: Path, base: Base) -> tuple[nn.Module, Bundle]:
         state = _read_weights(folder, bundle.files)
         restore(network, _renamed(network, state))
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder} does not hold the weights of its {RECORD} ({_line(error)})") from error
+        raise ModelError(f"{folder} does not hold the weights of its {RECORD} ({one_line(error)})") from error
     return network, bundle
 
 
@@ -145,12 +144,3 @@ def _renamed(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
         inner = re.sub(r"(\.lora_[AB])\.weight$", r"\1.default.weight", name.removeprefix(_PEFT))
         named[_PEFT + inner] = value
     return named
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -20,7 +20,7 @@ from torchvision.models import efficientnet_v2_s
 from xray_opt.backbone.download import imagenet_weights
 from xray_opt.backbone.network import feature_shapes
 from xray_opt.config import ModelConfig
-from xray_opt.errors import ModelError
+from xray_opt.errors import ModelError, one_line
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def _read_file(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ModelError(f"{path} holds no readable weights ({_line(error)})") from error
+        raise ModelError(f"{path} holds no readable weights ({one_line(error)})") from error
     except Exception as error:  # pickle's refusals have classes of their own, some private
-        raise ModelError(f"{path} is refused: {_line(error)}") from error
+        raise ModelError(f"{path} is refused: {one_line(error)}") from error
     if not isinstance(state, dict):
         raise ModelError(f"{path} holds a {type(state).__name__}, not a state dict of EfficientNetV2-S")
     return state
@@ -142,7 +142,3 @@ def digest(state: Mapping[str, Tensor]) -> str:
         total.update(f"{name}:{tuple(tensor.shape)}:".encode())
         total.update(tensor.numpy().tobytes())
     return total.hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -18,7 +18,7 @@ def gc(dry_run: bool, as_json: bool) -> None:
 
     items = collect_garbage(Workspace.here(), dry_run)
     if as_json:
-        print_json([vars(item) for item in items])
+        print_json([{"what": item.what, "name": item.name, "bytes": item.bytes} for item in items])
         return
     for item in items:
         click.echo(f"{'would remove' if dry_run else 'removed'} {item.what}: {item.name} ({item.bytes / 1e6:.1f} MB)")

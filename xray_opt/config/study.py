@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -100,7 +99,3 @@ class StudyConfig:
         }
         space = [json.loads(json.dumps(dataclasses.asdict(parameter))) for parameter in self.space]
         return {"fixed": fixed, "space": space, "seed": self.seed}
-
-    def rules_digest(self) -> str:
-        """SHA-256 of ``rules()``."""
-        return hashlib.sha256(json.dumps(self.rules(), sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +56,21 @@ def load_study(path: Path) -> StudyConfig:
     )
     _check_conditions(space, config, where)
     name = _text(document.get("name", path.stem), f"{where}: name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ConfigError(f"{where}: name must be letters, digits, '.', '_' or '-', not {name!r}")
     storage = document.get("storage")
-    return StudyConfig(
-        name=name,
-        config=config,
-        space=space,
-        trials=_whole(document.get("trials", 20), f"{where}: trials", 1),
-        seed=_whole(document.get("seed", 0), f"{where}: seed", 0),
-        sampler=_section(SamplerConfig, document.get("sampler"), f"{where}: sampler", SAMPLERS),
-        pruner=_section(PrunerConfig, document.get("pruner"), f"{where}: pruner", PRUNERS),
-        enqueue=_enqueued(document.get("enqueue"), space, config, where),
-        storage=None if storage is None else _text(storage, f"{where}: storage"),
-    )
+    try:
+        return StudyConfig(
+            name=name,
+            config=config,
+            space=space,
+            trials=_whole(document.get("trials", 20), f"{where}: trials", 1),
+            seed=_whole(document.get("seed", 0), f"{where}: seed", 0),
+            sampler=_section(SamplerConfig, document.get("sampler"), f"{where}: sampler", SAMPLERS),
+            pruner=_section(PrunerConfig, document.get("pruner"), f"{where}: pruner", PRUNERS),
+            enqueue=_enqueued(document.get("enqueue"), space, config, where),
+            storage=None if storage is None else _text(storage, f"{where}: storage"),
+        )
+    except ConfigError as error:
+        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
 
 
 def _text(value: object, where: str) -> str:

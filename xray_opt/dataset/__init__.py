@@ -8,7 +8,7 @@ from xray_opt.dataset.audit import Audit, audit
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
-from xray_opt.dataset.preparing import prepare, prepared, remember, settled
+from xray_opt.dataset.preparing import prepare, prepared, remember, resplit, settled
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
 from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen
@@ -26,6 +26,7 @@ __all__ = [
     "prepare",
     "prepared",
     "remember",
+    "resplit",
     "settled",
     "shortcut_screen",
     "to_square",

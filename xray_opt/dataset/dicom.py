@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xray_opt.dataset.limits import check_size
-from xray_opt.errors import BadFilm
+from xray_opt.errors import BadFilm, one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -83,7 +83,7 @@ def _stored(dataset: Dataset) -> NDArray[Any]:
     try:
         return np.asarray(dataset.pixel_array)
     except Exception as error:  # pydicom and its plugins raise errors of many kinds
-        line = " ".join(str(error).split())[:120] or type(error).__name__
+        line = one_line(error, 120)
         if syntax is not None and syntax.is_compressed:
             raise BadFilm(f"DICOM pixels in {syntax.name} cannot be decoded here: {line}") from error
         raise BadFilm(f"corrupt DICOM pixels: {line}") from error

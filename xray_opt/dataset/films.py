@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from xray_opt.dataset import dicom
 from xray_opt.dataset.limits import LEAST_SIDE, MOST_BYTES, MOST_SCANS, check_size
-from xray_opt.errors import BadFilm
+from xray_opt.errors import BadFilm, one_line
 
 Grey = NDArray[np.uint8]
 
@@ -183,7 +183,7 @@ def _as_bad_film() -> Iterator[None]:
     except MemoryError as error:
         raise BadFilm("needs more memory than there is") from error
     except Exception as error:
-        line = " ".join(str(error).split())[:120] or type(error).__name__
+        line = one_line(error, 120)
         if isinstance(error, EOFError) or "truncated" in line.lower():
             line = "truncated: the file ends before its picture does"
         elif isinstance(error, SyntaxError):

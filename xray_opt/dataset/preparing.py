@@ -52,6 +52,16 @@ def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None
     return manifest
 
 
+def resplit(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The films of ``manifest`` split under other settings; no film is opened again.
+
+    Raises:
+        DataError: the films cannot be split so.
+    """
+    placed, left_out = split_films(manifest.films, config)
+    return dataclasses.replace(manifest, films=placed, left_out=left_out, settings=settings_of(config))
+
+
 def _saved(path: Path) -> Manifest | None:
     try:
         return Manifest.load(path)

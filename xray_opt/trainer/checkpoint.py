@@ -91,10 +91,6 @@ class Checkpoint:
             self._say(f"checkpoint {path} is damaged and was removed; going back to the one before it, if any")
         return None
 
-    def discard(self) -> None:
-        """Remove every file of this checkpoint."""
-        discard_checkpoint(self.path)
-
     def _check(self, state: State, path: Path) -> None:
         stored: dict[str, str] = state["identity"]
         if differing := [name for name in self.identity | stored if self.identity.get(name) != stored.get(name)]:

@@ -120,11 +120,6 @@ class Trainer:
         restore(self.network, self._best)
         return self.network.eval()
 
-    def discard(self) -> None:
-        """Remove the checkpoint: the run is over and its result is kept elsewhere."""
-        if self._checkpoint:
-            self._checkpoint.discard()
-
     def _epoch(self, number: int) -> Epoch:
         began = time.perf_counter()
         rate = float(self._optimizer.param_groups[0]["lr"])
