@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # uv itself comes from PyPI: an uv on the path, else one of our own in .tools (no virtualenv package needed).
 UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
+# Two test processes, a thread each: more only fight for the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
 TRIALS ?= 20
 STUDY ?= reference
 
@@ -29,13 +31,13 @@ demo: setup
 	@sh scripts/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow and not real_data" tests
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data" tests
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m "slow and not real_data" tests
+	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data" tests
 
 test-real: setup
-	$(BIN)/python -m pytest -q -m real_data -rs tests
+	$(PYTEST) -m real_data tests
 
 check: setup
 	$(BIN)/ruff check .

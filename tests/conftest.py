@@ -1,5 +1,7 @@
 """Fixtures of several rooms: MLflow stores, and a workspace in which the whole job was done once on made-up films."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -46,11 +48,35 @@ class Place:
         return [sys.executable, "-m", "xray_opt", *arguments]
 
     def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "XRAY_OPT_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_"))}
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
         return kept | threads | {"XRAY_OPT_HOME": str(self.workspace.root), "COLUMNS": "80"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command in this process, which spares its imports; :meth:`fresh` is for what must not know the past."""
+        from xray_opt.cli import main
+
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        before = Path.cwd(), sys.argv, sys.stdin, signal.getsignal(signal.SIGTERM)
+        wanted = self.environment()
+        kept = {key: os.environ.get(key) for key in wanted.keys() | os.environ.keys()}
+        apply_environment({key: wanted.get(key) for key in kept})
+        os.chdir(self.workspace.root)
+        sys.argv, sys.stdin = ["xray-opt", *arguments], io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            apply_environment(kept)  # what an import added meanwhile stays: it is imported once
+            os.chdir(before[0])
+            sys.argv, sys.stdin = before[1:3]
+            signal.signal(signal.SIGTERM, before[3])
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    def fresh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command as a user runs it, in a process of its own."""
         return subprocess.run(
             self.command(*arguments),
             cwd=self.workspace.root,
@@ -78,6 +104,14 @@ class Place:
         return json.loads(done.stdout)
 
 
+def apply_environment(values: dict[str, str | None]) -> None:
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
 def make_place(root: Path) -> Place:
     root.mkdir(parents=True, exist_ok=True)
     place = Place(Workspace(root.resolve()), root.resolve() / "films")
@@ -87,6 +121,13 @@ def make_place(root: Path) -> Place:
     prepared = place.run("data", "prepare", "films")
     assert prepared.returncode == 0, prepared.stderr
     return place
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside each other run whole files (their fixtures are made once), and all that use ``tuned`` in one worker."""
+    for item in items:
+        group = "tuned" if "tuned" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
@@ -102,7 +143,7 @@ def tuned(tmp_path_factory) -> tuple[Place, dict, str]:
     Tests may add to it (another study, an opening of the test split) but not change study ``tiny``.
     """
     place = make_place(tmp_path_factory.mktemp("tuned"))
-    done = place.run("tune", "--study", "tiny", "--json")
+    done = place.fresh("tune", "--study", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     return place, json.loads(done.stdout), done.stderr
 
