@@ -4,7 +4,7 @@ set -eu
 x=.venv/bin/xray-opt
 films=data/phantoms
 
-[ -d "$films" ] || "$x" data sample "$films" --patients 160 --seed 0
+[ -d "$films" ] || "$x" data sample "$films" --patients 320 --seed 0
 "$x" data prepare "$films"
 
 base=imagenet

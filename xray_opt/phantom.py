@@ -226,11 +226,11 @@ def _anatomy(body: np.random.Generator, generator: np.random.Generator, kind: st
 
 def _opacity(body: np.random.Generator, generator: np.random.Generator, kind: str, x: Canvas, y: Canvas) -> Canvas:
     """What pneumonia adds to the lungs: consolidation of a lobe, or haze and streaks around both hila."""
-    strength = np.float32(0.5 * np.clip(body.beta(2.0, 1.2) + generator.normal(0, 0.1), 0.08, 1))
+    strength = np.float32(0.72 * np.clip(body.beta(2.4, 1.0) + generator.normal(0, 0.1), 0.16, 1))
     if kind == "bacteria":
         sign = body.choice((-1.0, 1.0))
         centre = (sign * body.uniform(0.25, 0.55), body.uniform(-0.45, 0.4))
-        radius = body.uniform(0.18, 0.38)
+        radius = body.uniform(0.22, 0.48)
         patch = _blob(x, y, centre, (radius, radius * body.uniform(0.7, 1.3)))
         return np.asarray(strength * np.clip(1.5 * patch * (1 + 0.3 * _clouds(generator, 12)), 0, 1.1), np.float32)
     reach = _blob(np.abs(x), y, (0.28, 0.08), (0.35, 0.5))
