@@ -16,6 +16,7 @@ ROWS = (
     ("config",),
     ("dataset", "backbone", "loss", "phantom", "kaggle"),
     ("cache", "adapter", "augment"),
+    ("feed",),
     ("evaluate",),
     ("mlflow_client", "trainer", "system_metrics"),
     ("tracking", "registry", "served_model"),

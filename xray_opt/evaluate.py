@@ -21,6 +21,7 @@ from xray_opt.augment import plain
 from xray_opt.cache import Split
 from xray_opt.dataset import decode, to_square
 from xray_opt.errors import BadFilm, OutOfMemory
+from xray_opt.feed import feed
 from xray_opt.metrics import Scores, best_threshold, scores
 
 Floats = NDArray[np.float64]
@@ -145,9 +146,12 @@ def _try_batch(
     network: nn.Module, films: Films, indices: NDArray[np.int64], image_size: int, device: torch.device
 ) -> Floats | None:
     """Logits of the films at ``indices``, none where memory ran out."""
-    pixels = films.batch(indices) if isinstance(films, Split) else films[indices]
     try:
-        answer = logits(network, plain(torch.from_numpy(pixels).to(device), image_size))
+        if isinstance(films, Split):
+            pixels = feed(films, device).take(indices)
+        else:
+            pixels = torch.from_numpy(films[indices]).to(device)
+        answer = logits(network, plain(pixels, image_size))
     except torch.OutOfMemoryError:
         return None
     return answer.float().cpu().double().numpy()

@@ -15,6 +15,7 @@ from xray_opt.adapter import logits
 from xray_opt.augment import plain
 from xray_opt.cache import Split
 from xray_opt.evaluate import evaluating
+from xray_opt.feed import feed
 
 #: Films the statistics are averaged over, and films a forward pass where memory is no concern.
 FILMS, BATCH = 256, 32
@@ -39,7 +40,7 @@ def reestimate(
         for batch in np.array_split(chosen, -(-len(chosen) // batch_size)):
             if len(batch) < 2:
                 continue  # one film has no variance
-            logits(network, plain(torch.from_numpy(films.batch(batch)).to(device), image_size))
+            logits(network, plain(feed(films, device).take(batch), image_size))
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
             module.training = False

@@ -24,6 +24,7 @@ from xray_opt.cache import Images
 from xray_opt.config import Config, OptimizerConfig
 from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
 from xray_opt.evaluate import predict_logits, probability
+from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
 from xray_opt.trainer.checkpoint import Checkpoint, State, identity
@@ -152,17 +153,11 @@ class Trainer:
         set_mode(self.network, True)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(dropout_seed)
-            for indices in batches:
-                pixels, targets = self._films(indices)
+            for pixels, targets in feed(self._images.train, self.device).batches(batches):
                 losses.append(self._stepper.step(self._augment(pixels, generator), targets))
                 if len(losses) % STEPS_A_LOOK == 0:
                     _look(losses, number)
         return float(np.average(_look(losses, number), weights=[len(indices) for indices in batches]))
-
-    def _films(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        train = self._images.train
-        pixels = torch.from_numpy(train.batch(indices)).to(self.device)
-        return pixels, torch.from_numpy(train.labels[indices]).float().to(self.device)
 
     def _batches(self, chance: np.random.Generator) -> list[NDArray[np.int64]]:
         """A new order of all films in batches; the last may be short, but BatchNorm never trains on one film alone."""

@@ -1,0 +1,85 @@
+"""Cached films on their way to the device: resident there where they fit, else gathered and copied one batch ahead.
+
+A split is uint8 grey (4,200 films of 576 px are 1.4 GB), so on most GPUs it is uploaded once for all trials of a
+process. Where it does not fit, and on the CPU, a thread reads the next batch while this one is trained on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xray_opt.cache import Split
+
+Indices = NDArray[np.int64]
+
+#: Share of a GPU's free memory that resident films may take.
+SHARE = 0.4
+
+
+class Feed:
+    """Batches of one split on one device.
+
+    Attributes:
+        resident: whether the whole split lies on the device.
+    """
+
+    def __init__(self, split: Split, device: torch.device, free: int | None = None) -> None:
+        """``free`` are the device's free bytes; none asks CUDA, and keeps films in host memory on other devices."""
+        self.device = device
+        # No reference back: the split owns its feeds, see feed().
+        self._rows, self._pixels = split.rows, split.pixels
+        size = len(split.rows) * int(np.prod(split.pixels.shape[1:]))
+        if free is None:
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        self.resident = size <= SHARE * free
+        # Whoever asks first may be predicting; what is kept must serve training too.
+        with torch.inference_mode(False):
+            self._labels = torch.from_numpy(split.labels).float().to(device)
+            self._films = torch.from_numpy(split.batch(np.arange(len(split)))).to(device) if self.resident else None
+
+    def take(self, indices: Indices) -> Tensor:
+        """(B, side, side) uint8 pixels of the films at ``indices``, (B,) places in the split."""
+        if self._films is not None:
+            return self._films[torch.from_numpy(indices).to(self.device)]
+        return self._read(indices).to(self.device, non_blocking=True)
+
+    def batches(self, order: Sequence[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of ``order`` ((B,) places in the split) its (B, side, side) uint8 pixels and (B,) float labels."""
+        if self._films is not None:
+            for indices in order:
+                yield self.take(indices), self._of(indices)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
+            coming = reader.submit(self._read, order[0]) if order else None
+            for place, indices in enumerate(order):
+                assert coming is not None
+                pixels = coming.result()
+                if place + 1 < len(order):
+                    coming = reader.submit(self._read, order[place + 1])
+                yield pixels.to(self.device, non_blocking=True), self._of(indices)
+
+    def _of(self, indices: Indices) -> Tensor:
+        return self._labels[torch.from_numpy(indices).to(self.device)]
+
+    def _read(self, indices: Indices) -> Tensor:
+        pixels = torch.from_numpy(np.asarray(self._pixels[self._rows[indices]]))
+        return pixels.pin_memory(self.device) if self.device.type == "cuda" else pixels
+
+
+_FEEDS: dict[tuple[int, str], Feed] = {}
+
+
+def feed(split: Split, device: torch.device) -> Feed:
+    """The one feed of a split on a device: made at the first call, kept for all trials, dropped with the split."""
+    key = (id(split), str(device))
+    if key not in _FEEDS:
+        _FEEDS[key] = Feed(split, device)
+        weakref.finalize(split, _FEEDS.pop, key, None)
+    return _FEEDS[key]
