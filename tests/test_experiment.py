@@ -1,11 +1,14 @@
 """One run from config to recorded adapter: what is logged when it ends well, is pruned, is resumed, or fails."""
 
 import csv
+import gc
 import io
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from small_sets import kaggle_set
 
 from xray_opt.adapter import load_bundle
@@ -106,3 +109,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_logs_every_epoch_once(wor
     assert resumed.assessment == straight.assessment
     for result in (resumed, straight):
         assert [point.step for point in client.get_metric_history(result.run_id, "val.f1")] == [1, 2]
+
+
+def held() -> tuple[int, int]:
+    """Bytes of all live tensors, and of this process in memory."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values()), psutil.Process().memory_info().rss
+
+
+@pytest.mark.slow
+def test_memory_after_fifty_trials_is_that_after_two(world):
+    config, *rest = world
+    small = {"model.strategy": "lora", "lora.rank": 2, "lora.stages": "late", "training.epochs": 1}
+    after = {}
+    for trial in range(1, 51):
+        own = override(config, small | {"training.seed": trial, "lora.alpha": float(1 + trial % 3)})
+        run((own, *rest))
+        if trial in (2, 10, 50):
+            after[trial] = held()
+    assert after[50][0] == after[2][0]
+    # The allocator takes a few trials to find its size.
+    assert after[50][1] < after[10][1] + 64e6
