@@ -70,7 +70,7 @@ def predict_logits(
     network.to(device)
     parts: list[Floats] = []
     first = 0
-    with evaluating(network), torch.inference_mode(), torch.autocast(device.type, enabled=False), whole_fp32(device):
+    with exact(network, device):
         while first < len(films):
             part = _try_batch(network, films, np.arange(first, min(first + batch_size, len(films))), image_size, device)
             if part is not None:
@@ -96,6 +96,13 @@ def whole_fp32(device: torch.device) -> Iterator[None]:
         yield
         return
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
+def exact(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """How every recorded logit is computed: evaluation mode, no gradients, fp32 throughout."""
+    with evaluating(network), torch.inference_mode(), torch.autocast(device.type, enabled=False), whole_fp32(device):
         yield
 
 

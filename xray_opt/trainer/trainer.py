@@ -23,7 +23,7 @@ from xray_opt.backbone import Base, resolve_device, resolve_precision
 from xray_opt.cache import Images
 from xray_opt.config import Config, OptimizerConfig
 from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
-from xray_opt.evaluate import predict_logits, probability
+from xray_opt.evaluate import probability
 from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
@@ -31,6 +31,7 @@ from xray_opt.trainer.checkpoint import Checkpoint, State, identity
 from xray_opt.trainer.records import Epoch, beats, stale
 from xray_opt.trainer.statistics import BATCH, reestimate
 from xray_opt.trainer.step import Stepper
+from xray_opt.trainer.validation import validation_logits
 
 #: Steps between two looks at the loss: each look waits for the device.
 STEPS_A_LOOK = 16
@@ -74,6 +75,7 @@ class Trainer:
         self.network: nn.Module = network
         self.history: tuple[Epoch, ...] = ()
         self._images = images
+        self._base_sha256 = base.sha256
         self._augment = Augment(config.augment, config.image.size)
         self._loss = FocalLoss(config.loss.alpha, config.loss.gamma)
         self._optimizer = make_optimizer(self.network, config.optimizer)
@@ -132,7 +134,9 @@ class Trainer:
                 scarce = self.micro_batch < self.config.training.batch_size
                 batch = self.micro_batch if scarce else BATCH
                 reestimate(self.network, self._images.train, size, self.device, seed, batch)
-            logit = predict_logits(self.network, self._images.val, self.config.image.size, self.device)
+            logit = validation_logits(
+                self.network, self._images.val, self.config.image.size, self.device, self._base_sha256
+            )
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"memory of {self.device} ran out in epoch {number}; lower image.size") from error
         labels = self._images.val.labels
