@@ -19,6 +19,7 @@ from xray_opt.tuning import (
     list_studies,
     open_study,
     read_study,
+    storage_digest,
     storage_url,
 )
 from xray_opt.tuning.owners import at_work, is_dead, is_elsewhere, started, this_worker
@@ -205,6 +206,35 @@ def test_storage_comes_from_study_variable_or_workspace(workspace, monkeypatch):
     monkeypatch.setenv("XRAY_OPT_STORAGE", "sqlite:///other.db")
     assert storage_url(workspace) == "sqlite:///other.db"
     assert storage_url(workspace, "sqlite:///mine.db") == "sqlite:///mine.db"
+
+
+def test_a_storage_has_a_digest_without_secrets(tmp_path):
+    one, other = (storage_url(Workspace(tmp_path / name), None) for name in ("one", "other"))
+    assert storage_digest(one) == storage_digest(one) != storage_digest(other)
+    assert storage_digest(f"sqlite:///{tmp_path}/one/../one/studies/optuna.db") == storage_digest(one)
+    server = storage_digest("postgresql://host/db")
+    assert storage_digest("postgresql+psycopg://me:secret@HOST:5432/db?password=secret&sslmode=require") == server
+    others = (
+        "postgresql://host/db2",
+        "postgresql://host2/db",
+        "postgresql://host:5433/db",
+        "postgresql:///db?host=/run",
+    )
+    assert len({server, *map(storage_digest, others)}) == 5
+    with pytest.raises(ConfigError, match="must be a URL"):
+        storage_digest("postgresql://host:port/db")
+
+
+def test_another_storage_than_the_default_can_be_looked_at(workspace):
+    elsewhere = f"sqlite:///{workspace.root}/elsewhere.db"
+    run(workspace, replace(STUDY, storage=elsewhere), 4)
+    assert list_studies(workspace) == []
+    assert [study.name for study in list_studies(workspace, elsewhere)] == ["fast"]
+    annotate("fast", workspace, "seen", True, elsewhere)
+    assert read_study("fast", workspace, elsewhere).notes["seen"] is True
+    assert importances("fast", workspace, elsewhere)
+    delete_study("fast", workspace, elsewhere)
+    assert list_studies(workspace, elsewhere) == []
 
 
 def test_unusable_storages_are_one_line_without_the_password(workspace):

@@ -32,9 +32,35 @@ class StorageAway(StudyError):
     """The storage did not come back in time; the running trial stays as it is and is resumed by the next start."""
 
 
-def storage_url(workspace: Workspace, configured: str | None = None) -> str:
-    """The study file's storage, else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace."""
-    return configured or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+def storage_url(workspace: Workspace, storage: str | None = None) -> str:
+    """``storage`` (a study file's), else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace."""
+    return storage or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+
+
+def storage_digest(url: str) -> str:
+    """Which storage this is, without its secrets: 16 hex digits of a SHA-256 over kind, place and database.
+
+    User, password, driver and options do not count; a SQLite file counts by its resolved path.
+
+    Raises:
+        ConfigError: not a URL.
+    """
+    parsed = _parsed(url)
+    place: tuple[object, ...]
+    if parsed.get_backend_name() == "sqlite":
+        place = (sqlite_file(url),)
+    else:
+        # A socket's folder stands among the options; it is a place all the same.
+        host, port = (parsed.query.get(key) for key in ("host", "port"))
+        place = (host or (parsed.host or "").lower(), port or parsed.port or 5432, parsed.database)
+    return hashlib.sha256("\0".join(map(str, (parsed.get_backend_name(), *place))).encode()).hexdigest()[:16]
+
+
+def _parsed(url: str) -> sqlalchemy.URL:
+    try:
+        return sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
 
 
 def masked(url: str) -> str:
@@ -53,10 +79,7 @@ def open_storage(url: str) -> RDBStorage:
         ConfigError: not a URL of SQLite or PostgreSQL.
         StudyError: it cannot be reached.
     """
-    try:
-        backend = sqlalchemy.make_url(url).get_backend_name()
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
+    backend = _parsed(url).get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise ConfigError(f"storage {masked(url)}: only sqlite and postgresql are supported")
     options = {"connect_args": {"timeout": BUSY}} if backend == "sqlite" else {"pool_pre_ping": True}
