@@ -127,8 +127,8 @@ def test_failures_come_on_top_and_keep_their_reason(workspace):
             raise RuntimeError("odd\nthing")
         return Outcome(float("nan") if trial.number == 4 else 0.5)
 
-    tally = opened(workspace).tune(objective, 4)
-    assert (tally.complete, tally.failed) == (4, 3)
+    tally = opened(workspace).tune(objective, 16)
+    assert (tally.complete, tally.failed) == (16, 3)
     failed = {t.number: (t.reason, t.message) for t in read_study("fast", workspace).trials if t.state == "FAIL"}
     assert failed[1] == ("nan", "loss became NaN in epoch 2")
     assert failed[3] == ("error", "RuntimeError: odd thing")
@@ -139,20 +139,50 @@ def test_stops_when_the_first_three_fail_alike_and_goes_on_once_mended(workspace
     def objective(trial):
         raise OutOfMemory("no memory for one film")
 
-    with pytest.raises(StudyError, match="its first trials all failed alike: oom"):
-        opened(workspace).tune(objective, 20)
-    assert len(read_study("fast", workspace).trials) == 3
-    assert opened(workspace).tune(smooth, 4).stopped == "done"
+    said = []
+    for most in (3, 6):
+        with pytest.raises(StudyError, match=r"its first trials all failed alike: oom \(no memory for one film\)"):
+            opened(workspace).tune(objective, 40, say=said.append)
+        assert len(read_study("fast", workspace).trials) == most
+    assert opened(workspace).tune(smooth, 4, say=said.append).stopped == "done"
+    assert [line.split(" failed")[0] for line in said] == ["the 3", "the 6"]
+
+
+def every_second_fails(trial):
+    if trial.number % 2:
+        raise NotFinite(f"trial {trial.number}")
+    return Outcome(0.5)
 
 
 def test_stops_when_too_many_fail(workspace):
-    def objective(trial):
-        if trial.number % 2:
-            raise NotFinite(f"trial {trial.number}")
-        return Outcome(0.5)
+    with pytest.raises(StudyError, match=r"3 trials failed, of 12 at most 3 may \(the last: nan \(trial 5\)\)"):
+        opened(workspace).tune(every_second_fails, 12)
+    assert len(read_study("fast", workspace).trials) == 6
 
-    with pytest.raises(StudyError, match="4 trials failed, more than 3"):
-        opened(workspace).tune(objective, 12)
+
+def test_failures_are_counted_over_all_calls_until_the_study_was_stopped_by_them(workspace):
+    tally = opened(workspace).tune(every_second_fails, 3)
+    assert (tally.complete, tally.failed) == (3, 2)
+    with pytest.raises(StudyError, match="3 trials failed, of 12"):
+        opened(workspace).tune(every_second_fails, 12)
+    said = []
+    with pytest.raises(StudyError, match=r"3 trials failed, of 12 .*trial 11"):
+        opened(workspace).tune(every_second_fails, 12, say=said.append)
+    assert said == ["the 3 failed trials of before do not count any more: their cause is taken for mended"]
+    tally = opened(workspace).tune(smooth, 12)
+    assert (tally.complete + tally.pruned, tally.failed, tally.stopped) == (12, 6, "done")
+
+
+def test_a_study_that_worked_and_now_fails_three_times_alike_stops(workspace):
+    def objective(trial):
+        if trial.number < 4:
+            return Outcome(0.5)
+        raise OutOfMemory("no memory for one film")
+
+    opened(workspace).tune(objective, 4)
+    with pytest.raises(StudyError, match="first trials all failed alike"):
+        opened(workspace).tune(objective, 40)
+    assert len(read_study("fast", workspace).trials) == 7
 
 
 def test_what_would_stop_every_trial_is_raised(workspace):

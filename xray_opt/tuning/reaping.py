@@ -106,6 +106,12 @@ def end_interrupted(study: optuna.Study, worker: str) -> list[FrozenTrial]:
     return held
 
 
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether a trial ended only because its worker did, so that it is, or need not be, tried again."""
+    resumable = trial.state == TrialState.FAIL and trial.user_attrs.get(REASON) in RESUMABLE
+    return resumable and _retries(trial) <= MOST_RETRIES
+
+
 def requeue(study: optuna.Study) -> None:
     """Queue every lost or interrupted trial again, once; call under the study's lock.
 
@@ -114,14 +120,16 @@ def requeue(study: optuna.Study) -> None:
     trials = study.get_trials(deepcopy=False)
     taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:
-        if trial.state != TrialState.FAIL or trial.user_attrs.get(REASON) not in RESUMABLE or trial.number in taken:
-            continue
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        retries = trial.user_attrs.get(RETRIES, 0) + (trial.user_attrs[REASON] == "worker-lost")
-        if not params or retries > MOST_RETRIES:
+        if not params or trial.number in taken or not is_retried(trial):
             continue
         origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
-        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: retries}
+        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: _retries(trial)}
         if KNOWN_GOOD in trial.user_attrs:
             attrs[KNOWN_GOOD] = trial.user_attrs[KNOWN_GOOD]
         study.enqueue_trial(params, user_attrs=attrs)
+
+
+def _retries(trial: FrozenTrial) -> int:
+    """How many workers in a row were lost on this trial and on those that it resumes."""
+    return int(trial.user_attrs.get(RETRIES, 0)) + int(trial.user_attrs[REASON] == "worker-lost")

@@ -17,13 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 from xray_opt.config import StudyConfig
 from xray_opt.config.dotted import Scalar
 from xray_opt.errors import Pruned, StudyError, TrainingError, XrayError
+from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
 from xray_opt.tuning.owners import at_work, is_elsewhere, this_worker
 from xray_opt.tuning.reaping import Ending, end, end_interrupted, failed, reap, requeue
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     OWNER,
-    REASON,
-    RESUMABLE,
     RETRY_OF,
     Objective,
     Outcome,
@@ -40,8 +39,6 @@ from xray_opt.tuning.storage import Patience, StorageAway, study_lock
 
 #: Seconds between two looks while other workers hold the last trials.
 POLL = 1.0
-#: The first so many trials failing for one reason end the study: the next ones would fail too.
-ALIKE = 3
 
 
 @dataclass
@@ -71,7 +68,7 @@ class Search:
 
     def _run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.before = {t.number for t in self._trials() if t.state.is_finished()}
+        self._patient(partial(self._begin, total))
         stopped = "done"
         while True:
             late = time.monotonic() >= deadline
@@ -91,7 +88,7 @@ class Search:
             reap(self.study, self.lost)
             requeue(self.study)
             trials = self.study.get_trials(deepcopy=False)
-            over = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+            over = _counted(trials)
             running = sum(trial.state == TrialState.RUNNING for trial in trials)
             if over >= total:
                 return None, True
@@ -126,25 +123,25 @@ class Search:
     def _patient(self) -> Patience:
         return Patience(_rdb(self.study).url, self.say)
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._patient(lambda: self.study.get_trials(deepcopy=False))
+    def _begin(self, total: int) -> None:
+        """Note what is over already; who starts a study that its failures have stopped takes them for mended."""
+        with study_lock(_rdb(self.study), self.study.study_name):
+            trials = self.study.get_trials(deepcopy=False)
+            self.before = {trial.number for trial in trials if trial.state.is_finished()}
+            if _counted(trials) >= total or not why_stop(trials, total, self._forgiven, ()):
+                return
+            forgiven = {trial.number for trial in failures(trials)}
+            self.study.set_user_attr(FORGIVEN, sorted(forgiven))
+        self.say(f"the {len(forgiven)} failed trials of before do not count any more: their cause is taken for mended")
+
+    @property
+    def _forgiven(self) -> list[int]:
+        return list(self.study.user_attrs.get(FORGIVEN, ()))
 
     def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
-        """Failures of this call are what counts: a study may go on once their cause is mended."""
-        new = [trial for trial in trials if trial.number not in self.before and trial.state.is_finished()]
-        new = [trial for trial in new if trial.user_attrs.get(REASON) not in RESUMABLE]
-        failures = [trial for trial in new if trial.state == TrialState.FAIL]
-        reasons = {trial.user_attrs.get(REASON) for trial in failures}
-        last = record_of(failures[-1]).message if failures else ""
-        if len(failures) >= ALIKE and len(failures) == len(new) and len(reasons) == 1:
+        if why := why_stop(trials, total, self._forgiven, self.before):
             raise StudyError(
-                f"study {self.config.name} stops: its first trials all failed alike: {reasons.pop()} ({last})"
-            )
-        most = max(3, total // 4)
-        if len(failures) > most:
-            raise StudyError(
-                f"study {self.config.name} stops: {len(failures)} trials failed, more than {most} (the last: {last}); "
-                "see xray-opt study show"
+                f"study {self.config.name} stops: {why}; see xray-opt study show, mend the cause, run the command again"
             )
 
     def _run_one(self, trial: optuna.Trial, objective: Objective) -> None:
@@ -212,6 +209,10 @@ class Search:
             stopped = "nothing to do"
         counts = record.count("COMPLETE"), record.count("PRUNED"), record.count("FAIL")
         return Tally(total, *counts, self.started, record.best, stopped)
+
+
+def _counted(trials: list[FrozenTrial]) -> int:
+    return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
 
 
 def _rdb(study: optuna.Study) -> RDBStorage:

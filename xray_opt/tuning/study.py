@@ -55,6 +55,11 @@ class OpenStudy:
     ) -> Tally:
         """Run trials until ``total`` are COMPLETE or PRUNED, over all workers and calls.
 
+        Failed trials come on top. The study stops as soon as max(3, total / 4) trials have failed, over all workers
+        and calls, or the first three (of the study, or since this call) failed alike. Lost and interrupted trials that
+        are tried again do not count. A call that finds the study stopped in that way takes the cause for mended: the
+        failures until then do not count any more.
+
         Args:
             timeout: seconds after which no new trial starts.
             lost: told of each trial of a dead worker before it is ended as FAIL.
@@ -62,7 +67,8 @@ class OpenStudy:
             say: one line on what is unusual.
 
         Raises:
-            StudyError: too many trials failed, the first three failed alike, or the storage is away.
+            StudyError: too many trials failed, the first three failed alike, the storage is away, or the study is
+                deleted.
             XrayError: what would stop every trial.
             KeyboardInterrupt: after the running trial was marked; a later call resumes it.
         """
