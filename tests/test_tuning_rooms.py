@@ -173,10 +173,11 @@ def test_owners_are_told_apart():
         assert is_dead(None)
         assert is_dead(me | {"pid": 2**22 + 1})
         assert is_dead(me | {"started": "tick 1"})
-        assert is_dead(me | {"boot": "another"})
         assert is_dead(me | {"worker": "one that left a trial behind in this process"})
-        assert is_elsewhere(me | {"host": "elsewhere"})
-        assert not is_dead(me | {"host": "elsewhere", "pid": 2**22 + 1})
+        assert not is_elsewhere(me)
+        for there in ({"sight": "another boot or container"}, {"sight": None}):
+            assert is_elsewhere(me | there)
+            assert not is_dead(me | there | {"pid": 2**22 + 1})
     assert is_dead(me)
 
 

@@ -14,8 +14,10 @@ import optuna
 
 from xray_opt.config import Workspace
 from xray_opt.errors import StudyError
-from xray_opt.tuning.records import StudyRecord, study_record
-from xray_opt.tuning.storage import masked, open_storage, reachable, storage_url
+from xray_opt.tuning.owners import is_dead
+from xray_opt.tuning.reaping import running
+from xray_opt.tuning.records import OWNER, StudyRecord, study_record
+from xray_opt.tuning.storage import database_of, masked, open_storage, reachable, storage_url, study_lock
 
 #: Importances of fewer complete trials say nothing.
 LEAST_FOR_IMPORTANCE = 4
@@ -40,10 +42,36 @@ def read_study(name: str, workspace: Workspace, storage: str | None = None) -> S
         return study_record(study)
 
 
-def delete_study(name: str, workspace: Workspace, storage: str | None = None) -> None:
-    """Delete a study with its trials."""
-    with _existing(name, workspace, storage) as study:
+def delete_study(name: str, workspace: Workspace, storage: str | None = None, force: bool = False) -> None:
+    """Delete a study with its trials; a worker that waits for it, or (``force``) runs a trial of it, stops with a line.
+
+    Raises:
+        StudyError: there is none of that name, or (without ``force``) a worker may be running a trial of it.
+    """
+    with _existing(name, workspace, storage) as study, study_lock(database_of(study), name):
+        if not force:
+            _require_idle(study)
         optuna.delete_study(study_name=name, storage=study._storage)
+
+
+def require_idle(name: str, workspace: Workspace, storage: str | None = None) -> None:
+    """Make sure that nobody runs a trial of a study, as far as can be known from here.
+
+    Raises:
+        StudyError: there is none of that name, or a worker may be running a trial of it; the line says where.
+    """
+    with _existing(name, workspace, storage) as study:
+        _require_idle(study)
+
+
+def _require_idle(study: optuna.Study) -> None:
+    for trial in running(study):
+        owner = trial.user_attrs.get(OWNER)
+        if owner is not None and not is_dead(owner):
+            raise StudyError(
+                f"study {study.study_name} is at work: trial {trial.number} runs in process {owner['pid']} on host "
+                f"{owner['host']}; stop that worker first, or force it if you know that it is gone"
+            )
 
 
 def annotate(name: str, workspace: Workspace, key: str, value: Any, storage: str | None = None) -> None:

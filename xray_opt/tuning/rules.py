@@ -8,7 +8,7 @@ from xray_opt.config import StudyConfig
 from xray_opt.errors import StudyError
 
 #: Study user attributes.
-RULES, DATA = "rules", "data_sha256"
+RULES, DATA, IDENTITY = "rules", "data_sha256", "identity"
 
 
 def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import optuna
 
 from xray_opt import __version__
 from xray_opt.config import StudyConfig, Workspace
+from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.pruners import pruner_for
 from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
-from xray_opt.tuning.rules import DATA, RULES, check_rules
+from xray_opt.tuning.rules import DATA, IDENTITY, RULES, check_rules
 from xray_opt.tuning.search import Search
 from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
 
@@ -26,6 +28,7 @@ class OpenStudy:
         self.workspace = workspace
         self._study = study
         self._url = url
+        self._identity = study.user_attrs.get(IDENTITY)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class OpenStudy:
         lost: Callable[[TrialRecord], None] = lambda record: None,
         ended: Callable[[TrialRecord, Path], None] = lambda record, checkpoint: None,
         say: Callable[[str], None] = lambda line: None,
+        lease: Lease = Lease(),
     ) -> Tally:
         """Run trials until ``total`` are COMPLETE or PRUNED, over all workers and calls.
 
@@ -62,9 +66,11 @@ class OpenStudy:
 
         Args:
             timeout: seconds after which no new trial starts.
-            lost: told of each trial of a dead worker before it is ended as FAIL.
+            lost: told of each trial of a dead worker before it is ended as FAIL, and of each interrupted one before
+                it is queued again; may be told of one twice.
             ended: told of each trial that this call ran, with its checkpoint's path.
             say: one line on what is unusual.
+            lease: how often a running trial gives a sign of life, and how long one without is waited for.
 
         Raises:
             StudyError: too many trials failed, the first three failed alike, the storage is away, or the study is
@@ -74,7 +80,7 @@ class OpenStudy:
         """
         folder = self.workspace.study_folder(self.config.name) / "checkpoints"
         with reachable(self._url):
-            search = Search(self._study, self.config, folder, lost, ended, say)
+            search = Search(self._study, self._identity, self.config, folder, lost, ended, say, lease)
             return search.run(objective, total, timeout)
 
 
@@ -104,9 +110,10 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> O
                 study.set_metric_names(["val.f1"])
             study.set_user_attr(RULES, config.rules())
             study.set_user_attr("xray_opt_version", __version__)
+            study.set_user_attr(IDENTITY, uuid.uuid4().hex)
             study.set_user_attr(DATA, data_sha256)
         _enqueue_known_good(study, config)
-    return OpenStudy(config, workspace, study, url)
+        return OpenStudy(config, workspace, study, url)
 
 
 def _enqueue_known_good(study: optuna.Study, config: StudyConfig) -> None:
