@@ -91,7 +91,7 @@ def open_storage(url: str) -> RDBStorage:
             # Two workers that make the tables at once would trip over each other. No study has a colon in its name.
             with _file_lock(url) if backend == "sqlite" else _advisory_lock(_one_connection(url), ":tables"):
                 return RDBStorage(url, engine_kwargs=options)
-        except ImportError as error:
+        except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise ConfigError(f"storage {masked(url)} needs its driver: {_line(error)}") from error
         except OSError as error:
             raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
