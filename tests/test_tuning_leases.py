@@ -283,7 +283,11 @@ def test_a_study_at_work_is_not_deleted_unless_by_force_and_its_worker_says_so(w
     delete_study("fast", workspace, force=True)
     assert list_studies(workspace) == []
     worker.end()
-    assert str(worker.error) == "study fast was deleted while a worker was on it: this worker stops"
+    gone = "study fast was deleted while a worker was on it: this worker stops"
+    assert str(worker.error) == gone
+    for look in (worker.study.read, lambda: worker.study.notes, lambda: worker.study.annotate("key", 1)):
+        with pytest.raises(StudyError, match=gone):
+            look()
 
 
 def test_a_study_whose_workers_are_dead_is_deleted(workspace):
@@ -295,6 +299,18 @@ def test_a_study_whose_workers_are_dead_is_deleted(workspace):
     delete_study("fast", workspace)
     with pytest.raises(StudyError, match="was deleted while a worker was on it"):
         study.tune(half, 1)
+
+
+def test_the_result_of_a_trial_is_not_told_to_a_new_study_of_the_same_name(workspace):
+    worker = Worker(opened(workspace), 1, Lease())
+    assert worker.inside.wait(60)
+    delete_study("fast", workspace, force=True)
+    opened(workspace)
+    other = elsewhere(workspace)  # SQLite gives the trial's number again, too
+    worker.end()
+    assert "was deleted" in str(worker.error)
+    (trial,) = loaded(workspace).trials
+    assert (trial._trial_id, trial.state.name, trial.values) == (other._trial_id, "RUNNING", None)
 
 
 def test_a_worker_does_not_go_on_in_a_new_study_of_the_same_name(workspace):

@@ -192,6 +192,17 @@ def test_a_zombie_is_dead():
     process.wait()
 
 
+def test_a_process_that_only_its_own_user_may_see_is_not_dead(monkeypatch):
+    def forbidden(pid, sign):
+        raise PermissionError
+
+    with at_work() as name:
+        hidden = this_worker(name) | {"pid": 2**22 + 1}
+        assert is_dead(hidden)
+        monkeypatch.setattr("os.kill", forbidden)
+        assert not is_dead(hidden)
+
+
 def test_a_clock_that_is_set_kills_nobody(monkeypatch):
     with at_work() as name:
         me = this_worker(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -27,9 +27,12 @@ def list_studies(workspace: Workspace, storage: str | None = None) -> list[Study
     """All studies, by name."""
     url = storage_url(workspace, storage)
     opened = open_storage(url)
+    records = []
     with reachable(url):
-        names = sorted(optuna.get_all_study_names(opened))
-        return [study_record(optuna.load_study(study_name=name, storage=opened)) for name in names]
+        for name in sorted(optuna.get_all_study_names(opened)):
+            with suppress(KeyError):  # deleted meanwhile
+                records.append(study_record(optuna.load_study(study_name=name, storage=opened)))
+    return records
 
 
 def read_study(name: str, workspace: Workspace, storage: str | None = None) -> StudyRecord:
@@ -98,8 +101,7 @@ def _existing(name: str, workspace: Workspace, storage: str | None) -> Iterator[
     opened = open_storage(url)
     with reachable(url):
         try:
-            study = optuna.load_study(study_name=name, storage=opened)
+            yield optuna.load_study(study_name=name, storage=opened)
         except KeyError as error:
             names = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none yet"
             raise StudyError(f"no study {name!r} in {masked(url)}; there are: {names}") from error
-        yield study

@@ -50,7 +50,7 @@ def is_dead(owner: dict[str, Any] | None) -> bool:
     if is_elsewhere(owner):
         return False
     if owner["started"] != started(owner["pid"]):
-        return True
+        return not _is_hidden(owner["pid"])
     return owner["pid"] == os.getpid() and owner["worker"] not in AT_WORK
 
 
@@ -77,9 +77,20 @@ def started(pid: int) -> str | None:
         return _started_by_psutil(pid)
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process lives that only its own user may look at (``/proc`` mounted with ``hidepid``)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        pass
+    return False
+
+
 def _started_by_psutil(pid: int) -> str | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.0f}"
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None

@@ -27,6 +27,11 @@ def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> N
         )
 
 
+def deleted(study: str) -> StudyError:
+    """What to raise where a study is gone that a worker has open."""
+    return StudyError(f"study {study} was deleted while a worker was on it: this worker stops")
+
+
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """One line on the first rule that differs, none if all agree."""
     fixed_before, fixed_now = before.get("fixed", {}), now["fixed"]

@@ -34,7 +34,7 @@ from xray_opt.tuning.records import (
     record_of,
     study_record,
 )
-from xray_opt.tuning.rules import IDENTITY
+from xray_opt.tuning.rules import IDENTITY, deleted
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
 from xray_opt.tuning.storage import PATIENCE, Patience, database_of, study_lock
@@ -74,8 +74,8 @@ class Search:
                 return self._run(objective, total, timeout)
             except BaseException as error:
                 self._let_go(error)
-                if isinstance(error, KeyError) and self._is_deleted():
-                    raise self._deleted() from error
+                if isinstance(error, KeyError):
+                    self._require_study()
                 raise
 
     def _run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
@@ -94,8 +94,7 @@ class Search:
     def _claim(self, total: int, late: bool) -> tuple[optuna.Trial | None, str]:
         """A trial to run, or why to stop; neither: other workers hold the last ones, or may have died with one."""
         with self._lock():
-            if self._is_deleted():
-                raise self._deleted()
+            self._require_study()
             # A claim may have been stored although the storage failed right after: this worker does not run it.
             end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
             self.watch.look(running(self.study))
@@ -154,12 +153,14 @@ class Search:
         except KeyError:
             return True
 
-    def _deleted(self) -> StudyError:
-        return StudyError(f"study {self.config.name} was deleted while a worker was on it: this worker stops")
+    def _require_study(self) -> None:
+        if self._is_deleted():
+            raise deleted(self.config.name)
 
     def _begin(self, total: int) -> None:
         """Note what is over already; who starts a study that its failures have stopped takes them for mended."""
         with self._lock():
+            self._require_study()
             trials = self.study.get_trials(deepcopy=False)
             self.before = {trial.number for trial in trials if trial.state.is_finished()}
             if _counted(trials) >= total or not why_stop(trials, total, self._forgiven, ()):
@@ -233,6 +234,7 @@ class Search:
         def locked() -> bool:
             # Another worker may be taking this trial for lost at this moment.
             with self._lock():
+                self._require_study()
                 return end(self.study, trial.number, trial._trial_id, ending)
 
         if not self._patient(locked):

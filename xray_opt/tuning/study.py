@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from xray_opt.config import StudyConfig, Workspace
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.pruners import pruner_for
 from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
-from xray_opt.tuning.rules import DATA, IDENTITY, RULES, check_rules
+from xray_opt.tuning.rules import DATA, IDENTITY, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
 from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
 
@@ -33,19 +34,27 @@ class OpenStudy:
     @property
     def notes(self) -> dict[str, Any]:
         """What was noted on the study."""
-        with reachable(self._url):
+        with self._existing():
             return dict(self._study.user_attrs)
 
     def annotate(self, key: str, value: Any) -> None:
         """Note ``value`` (JSON-ready) on the study; writes only what is new."""
-        with reachable(self._url):
+        with self._existing():
             if self._study.user_attrs.get(key) != value:
                 self._study.set_user_attr(key, value)
 
     def read(self) -> StudyRecord:
         """The study as it stands."""
-        with reachable(self._url):
+        with self._existing():
             return study_record(self._study)
+
+    @contextmanager
+    def _existing(self) -> Iterator[None]:
+        with reachable(self._url):
+            try:
+                yield
+            except KeyError as error:
+                raise deleted(self.config.name) from error
 
     def tune(
         self,
