@@ -108,7 +108,7 @@ def _tune(
             objective,
             total,
             timeout,
-            lost=lambda record: _close_runs(connection, study.name, record, "worker-lost"),
+            lost=lambda record: _close_runs(connection, study.name, record, record.reason or "worker-lost"),
             ended=objective.ended,
             say=watcher.say,
         )

@@ -1,22 +1,25 @@
-"""Finds trials whose worker is gone, ends them, and queues them again so that nothing is lost.
+"""Ends trials so that a kill between two steps loses nothing, and queues lost ones again.
 
-A trial's owner (host, boot, process, its start time) is stored under the study's lock right after the trial is asked
-for. So a RUNNING trial without owner, seen under the lock, belongs to a worker that died in between.
+How a trial ends is written down (attribute ``ending``) before its state changes, because a finished trial takes no
+attributes any more. Whoever finds a RUNNING trial of a dead worker ends it as written, or as ``worker-lost``.
+
+A trial's owner is stored under the study's lock right after the trial is asked for. So a RUNNING trial without owner,
+seen under the lock, belongs to a worker that died in between.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
-import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
+    ENDING,
     KNOWN_GOOD,
     MESSAGE,
     OWNER,
@@ -32,70 +35,107 @@ from xray_opt.tuning.records import (
 MOST_RETRIES = 2
 
 
-def this_process() -> dict[str, Any]:
-    """What tells this process from every other one, also across reboots and reused process numbers."""
-    return {
-        "host": socket.gethostname(),
-        "boot": round(psutil.boot_time()),
-        "pid": os.getpid(),
-        "started": round(psutil.Process().create_time(), 2),
-    }
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ends: ``state`` is COMPLETE (with its value), PRUNED or FAIL; ``notes`` are kept with it."""
+
+    state: str
+    value: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_dead(owner: dict[str, Any] | None) -> bool:
-    """Whether the owner can be known to be gone; a worker of another host is taken to live."""
-    if owner is None:
-        return True
-    if owner["host"] != socket.gethostname():
-        return False
-    if abs(owner["boot"] - psutil.boot_time()) > 60:
-        return True
-    try:
-        process = psutil.Process(owner["pid"])
-        same = abs(process.create_time() - owner["started"]) < 1
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+def failed(reason: str, message: str) -> Ending:
+    """The ending of a failed trial."""
+    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(message.split())[:500]})
 
 
-def reap(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
-    """End RUNNING trials of dead workers as FAIL ``worker-lost``; call under the study's lock.
+def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool:
+    """Write down how a trial ends, then end it; False where another worker took and ended it before.
 
-    ``lost`` is told of each before its state changes: if this process dies too, the next one tells it again.
+    May be called again after a failure of the storage, whatever the first call got done.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if is_dead(trial.user_attrs.get(OWNER)):
-            lost(record_of(trial))
-            end_failed(study, trial, "worker-lost", "the worker of this trial ended without a word")
-
-
-def end_failed(study: optuna.Study, trial: FrozenTrial, reason: str, message: str) -> None:
-    """FAIL with its reason; a trial that is over already is left as it is."""
     storage = study._storage
     try:
-        storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-        storage.set_trial_user_attr(trial._trial_id, MESSAGE, message)
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return
+        if ENDING not in storage.get_trial(trial_id).user_attrs:
+            storage.set_trial_user_attr(trial_id, ENDING, asdict(ending))
+        for key, value in ending.notes.items():
+            storage.set_trial_user_attr(trial_id, key, value)
+        study.tell(number, ending.value, state=TrialState[ending.state])
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        trial = storage.get_trial(trial_id)
+        if not trial.state.is_finished():
+            raise
+        return _as_json(trial.user_attrs.get(ENDING)) == _as_json(asdict(ending))
+    return True
 
 
-def requeue(study: optuna.Study) -> None:
+def _as_json(value: Any) -> str:
+    """For comparing: NaN is not equal to itself, its JSON is."""
+    return json.dumps(value, sort_keys=True)
+
+
+def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callable[[FrozenTrial], bool]) -> None:
+    """End RUNNING trials of dead workers; call under the study's lock.
+
+    ``lost`` is told of each ``worker-lost`` one before its state changes: if this process dies too, the next one tells
+    it again.
+    """
+    for trial in running(study):
+        if not dead(trial):
+            continue
+        if written := trial.user_attrs.get(ENDING):
+            end(study, trial.number, trial._trial_id, Ending(**written))
+            continue
+        lost(record_of(trial))
+        ending = failed("worker-lost", "the worker of this trial ended without a word")
+        end(study, trial.number, trial._trial_id, ending)
+
+
+def end_own(study: optuna.Study, worker: str, message: str) -> list[FrozenTrial]:
+    """End what a worker holds but does not run: its claim broke, or it stops; call under the study's lock.
+
+    Gives the trials ended; they are ``interrupted`` and tried again.
+    """
+    held = [trial for trial in running(study) if trial.user_attrs.get(OWNER, {}).get("worker") == worker]
+    for trial in held:
+        written = trial.user_attrs.get(ENDING)
+        ending = Ending(**written) if written else failed("interrupted", message)
+        end(study, trial.number, trial._trial_id, ending)
+    return held
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's RUNNING trials."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether a trial ended only because its worker did, so that it is, or need not be, tried again."""
+    resumable = trial.state == TrialState.FAIL and trial.user_attrs.get(REASON) in RESUMABLE
+    return resumable and _retries(trial) <= MOST_RETRIES
+
+
+def requeue(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
     """Queue every lost or interrupted trial again, once; call under the study's lock.
 
     Looks at what the storage holds, not at what was just reaped: a kill between FAIL and the new trial loses nothing.
+    ``lost`` is told of each interrupted one before: its worker may not have been able to close what it left open.
     """
     trials = study.get_trials(deepcopy=False)
     taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:
-        if trial.state != TrialState.FAIL or trial.user_attrs.get(REASON) not in RESUMABLE or trial.number in taken:
-            continue
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        retries = trial.user_attrs.get(RETRIES, 0) + (trial.user_attrs[REASON] == "worker-lost")
-        if not params or retries > MOST_RETRIES:
+        if not params or trial.number in taken or not is_retried(trial):
             continue
+        if trial.user_attrs[REASON] == "interrupted":
+            lost(record_of(trial))
         origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
-        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: retries}
+        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: _retries(trial)}
         if KNOWN_GOOD in trial.user_attrs:
             attrs[KNOWN_GOOD] = trial.user_attrs[KNOWN_GOOD]
         study.enqueue_trial(params, user_attrs=attrs)
+
+
+def _retries(trial: FrozenTrial) -> int:
+    """How many workers in a row were lost on this trial and on those that it resumes."""
+    return int(trial.user_attrs.get(RETRIES, 0)) + int(trial.user_attrs[REASON] == "worker-lost")
