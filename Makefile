@@ -51,7 +51,7 @@ ui: setup
 	$(BIN)/xray-opt ui
 
 lock:
-	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra postgres --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 clean:

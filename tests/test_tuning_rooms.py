@@ -218,6 +218,8 @@ def test_storage_comes_from_study_variable_or_workspace(workspace, monkeypatch):
     monkeypatch.setenv("XRAY_OPT_STORAGE", "sqlite:///other.db")
     assert storage_url(workspace) == "sqlite:///other.db"
     assert storage_url(workspace, "sqlite:///mine.db") == "sqlite:///mine.db"
+    assert storage_url(workspace, "postgresql://u:p@host/db") == "postgresql+psycopg://u:p@host/db"
+    assert storage_url(workspace, "postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"
 
 
 def test_a_storage_has_a_digest_without_secrets(tmp_path):

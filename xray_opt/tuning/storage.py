@@ -33,8 +33,12 @@ class StorageAway(StudyError):
 
 
 def storage_url(workspace: Workspace, storage: str | None = None) -> str:
-    """``storage`` (a study file's), else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace."""
-    return storage or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+    """``storage`` (a study file's), else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace.
+
+    A PostgreSQL URL without a driver gets psycopg's, which the extra ``postgres`` brings.
+    """
+    url = storage or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def storage_digest(url: str) -> str:
@@ -92,7 +96,9 @@ def open_storage(url: str) -> RDBStorage:
             with _file_lock(url) if backend == "sqlite" else _advisory_lock(_one_connection(url), ":tables"):
                 return RDBStorage(url, engine_kwargs=options)
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-            raise ConfigError(f"storage {masked(url)} needs its driver: {_line(error)}") from error
+            raise ConfigError(
+                f"storage {masked(url)} needs its driver ({_line(error)}); psycopg comes with xray-opt[postgres]"
+            ) from error
         except OSError as error:
             raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
         except RuntimeError as error:
