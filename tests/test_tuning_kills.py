@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
@@ -128,7 +129,57 @@ def test_a_death_before_any_write_loses_nothing(tmp_path, most, first):
     assert int(done.stdout) in range(30, 60) if first is None else int(done.stdout) == most
 
 
+def no_need_for_the_disk(raw, record):
+    """A process that dies takes nothing from the page cache with it."""
+    raw.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture
+def fast():
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", no_need_for_the_disk)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", no_need_for_the_disk)
+
+
+@pytest.mark.slow
+def test_a_write_whose_answer_is_lost_costs_nothing(tmp_path, monkeypatch, fast):
+    for write in range(100):
+        root = tmp_path / str(write)
+        root.mkdir()
+        study, seen, left = open_study(STUDY, Workspace(root), "d" * 64), {}, iter(range(write))
+        faults = []
+
+        def faulty(real, left=left, faults=faults):
+            def called(*arguments, **options):
+                fault = not faults and next(left, None) is None
+                answer = real(*arguments, **options)
+                if fault:
+                    faults.append(real.__name__)
+                    raise StorageInternalError("the connection was lost")
+                return answer
+
+            return called
+
+        def watched(trial, seen=seen):
+            seen[trial.number] = dict(trial.params)
+            return objective(trial)
+
+        with monkeypatch.context() as patch:
+            for name in WRITES:
+                patch.setattr(RDBStorage, name, faulty(getattr(RDBStorage, name)))
+            tally = study.tune(watched, 3)
+        trials = read_study("fast", Workspace(root)).trials
+        assert tally.complete + tally.pruned == 3, (write, faults)
+        assert {trial.state for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
+        assert {trial.number: trial.params for trial in trials if trial.number in seen} == seen
+        # Only a claim may be lost, before anything was run.
+        assert all(trial.reason == "nan" for trial in trials if trial.state == "FAIL" and trial.number in seen)
+        if not faults:
+            assert write > 20
+            return
+    raise AssertionError("it never came to its end")
+
+
 if __name__ == "__main__":
-    # A process that dies takes nothing from the page cache with it: no need to wait for the disk.
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", lambda raw, record: raw.execute("PRAGMA synchronous=OFF"))
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", no_need_for_the_disk)
     print(every_write(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None))
