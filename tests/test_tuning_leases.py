@@ -1,13 +1,15 @@
 """Workers that die, come back, or cannot be looked at; studies that are deleted under them."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import optuna
@@ -28,7 +30,8 @@ from xray_opt.tuning import (
 )
 from xray_opt.tuning.leases import Watch, beating
 from xray_opt.tuning.owners import at_work, this_worker
-from xray_opt.tuning.records import BEAT, OWNER
+from xray_opt.tuning.reaping import failed
+from xray_opt.tuning.records import BEAT, ENDING, OWNER
 
 STUDY = StudyConfig(
     "fast",
@@ -155,7 +158,8 @@ def test_a_trial_out_of_sight_is_taken_when_its_lease_runs_out(workspace):
     elsewhere(workspace)
     tally = study.tune(half, 1, lease=SHORT, say=said.append, lost=lambda record: lost.append(record.number))
     assert (tally.complete, tally.failed, lost) == (1, 1, [0])
-    assert said == ["waiting up to 0 s for a sign of life of trial 0, begun on host elsewhere"]
+    where = f"process {os.getpid()} on host elsewhere"
+    assert said == [f"waiting for trial 0 of {where}, up to 0 s for a sign of life"]
     assert read_study("fast", workspace).trials[0].reason == "worker-lost"
 
 
@@ -223,6 +227,42 @@ def test_a_trial_that_was_taken_from_a_living_worker_is_discarded_by_it(workspac
         assert worker.tally.complete == 1 + report
         assert sum("discarded" in line for line in worker.said) == 1
     assert states(workspace) == ["FAIL", "COMPLETE"] * 2
+
+
+def test_what_was_written_first_of_how_a_trial_ends_holds(workspace):
+    worker = Worker(opened(workspace), 1, Lease())
+    assert worker.inside.wait(60)
+    study = loaded(workspace)
+    ending = asdict(failed("worker-lost", "taken"))
+    study._storage.set_trial_user_attr(study.trials[0]._trial_id, ENDING, ending)  # and died before the rest
+    worker.end()
+    first, second = read_study("fast", workspace).trials
+    assert (first.state, first.reason, second.state) == ("FAIL", "worker-lost", "COMPLETE")
+    assert (second.notes["retry_of"], worker.tally.complete) == (0, 1)
+    assert sum("discarded" in line for line in worker.said) == 1
+
+
+def test_a_waiting_worker_says_for_whom_once(workspace):
+    worker = Worker(opened(workspace), 1, Lease())
+    assert worker.inside.wait(60)
+    said = []
+
+    def say(line):
+        said.append(line)
+        worker.go_on.set()
+
+    assert opened(workspace).tune(half, 1, say=say, lease=Lease(0.05, 60)).started_now == 0
+    worker.end()
+    assert said == [f"waiting for trial 0 of process {os.getpid()} on host {socket.gethostname()}"]
+
+
+def test_a_storage_whose_folder_is_gone_is_one_line(workspace):
+    def objective(trial):
+        shutil.rmtree(workspace.studies)
+        return Outcome(0.5)
+
+    with pytest.raises(StudyError, match="cannot be locked"):
+        opened(workspace).tune(objective, 1)
 
 
 def test_a_claim_that_broke_after_it_was_stored_is_let_go_of(workspace, monkeypatch):

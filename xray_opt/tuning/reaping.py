@@ -50,23 +50,26 @@ def failed(reason: str, message: str) -> Ending:
 
 
 def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool:
-    """Write down how a trial ends, then end it; False where another worker took and ended it before.
+    """Write down how a trial ends, then end it; False where another worker took it: what was written first holds.
 
-    May be called again after a failure of the storage, whatever the first call got done.
+    May be called again after a failure of the storage, whatever the first call got done; call under the study's lock.
     """
     storage = study._storage
+    written = storage.get_trial(trial_id).user_attrs.get(ENDING)
     try:
-        if ENDING not in storage.get_trial(trial_id).user_attrs:
-            storage.set_trial_user_attr(trial_id, ENDING, asdict(ending))
-        for key, value in ending.notes.items():
+        if written is None:
+            written = asdict(ending)
+            storage.set_trial_user_attr(trial_id, ENDING, written)
+        first = Ending(**written)
+        for key, value in first.notes.items():
             storage.set_trial_user_attr(trial_id, key, value)
-        study.tell(number, ending.value, state=TrialState[ending.state])
+        study.tell(number, first.value, state=TrialState[first.state])
     except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
         trial = storage.get_trial(trial_id)
         if not trial.state.is_finished():
             raise
-        return _as_json(trial.user_attrs.get(ENDING)) == _as_json(asdict(ending))
-    return True
+        written = trial.user_attrs.get(ENDING)
+    return _as_json(written) == _as_json(asdict(ending))
 
 
 def _as_json(value: Any) -> str:

@@ -107,22 +107,22 @@ class Search:
             if over < total:
                 self._stop_if_hopeless(trials, total)
             if over >= total or late or over + len(held) >= total:
-                self._say_unsure(unsure)
                 stopped = "done" if over >= total else "timeout" if late else ""
+                self._say_waiting(unsure if stopped else held)
                 return None, "" if unsure else stopped
             trial = self.study.ask()
             trial.set_user_attr(OWNER, this_worker(self.worker))
             return trial, ""
 
-    def _say_unsure(self, trials: list[FrozenTrial]) -> None:
+    def _say_waiting(self, held: list[FrozenTrial]) -> None:
         """Once a trial."""
-        for trial in trials:
+        for trial in held:
             if trial.number not in self.waited_for:
                 self.waited_for.add(trial.number)
-                host, patience = trial.user_attrs[OWNER].get("host"), self.lease.patience
-                self.say(
-                    f"waiting up to {patience:.0f} s for a sign of life of trial {trial.number}, begun on host {host}"
-                )
+                owner = trial.user_attrs.get(OWNER) or {}
+                line = f"waiting for trial {trial.number} of process {owner.get('pid')} on host {owner.get('host')}"
+                unsure = self.watch.is_unsure(trial)
+                self.say(line + (f", up to {self.lease.patience:.0f} s for a sign of life" if unsure else ""))
 
     def _let_go(self, error: BaseException) -> None:
         """End what this worker holds, whatever stopped it; the next start tries the trial again, from its checkpoint.

@@ -175,7 +175,11 @@ def _file_lock(url: str) -> Iterator[None]:
     if file is None:
         yield
         return
-    with file.with_name(file.name + ".lock").open("w") as handle:
+    try:
+        handle = file.with_name(file.name + ".lock").open("w")
+    except OSError as error:
+        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
