@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from xray_opt.adapter.folded import fold_norms, spare_copies
 from xray_opt.backbone import Base, build_network
 from xray_opt.config import Config, LoraConfig
 from xray_opt.errors import ModelError
@@ -29,9 +30,12 @@ def attach(base: Base, config: Config) -> nn.Module:
         plain = build_network(base.state, config.model.dropout, config.model.stochastic_depth)
         nn.init.normal_(plain.classifier[1].weight, std=0.01)
         network: nn.Module = _with_lora(plain, config.lora) if config.model.strategy == "lora" else plain
+    spare_copies(network)
+    train_norms = config.model.batch_norm == "train"
+    if not train_norms and config.model.strategy != "full":
+        fold_norms(network)
     for name, parameter in network.named_parameters():
         parameter.requires_grad = config.model.strategy == "full" or "classifier" in name or ".lora_" in name
-    train_norms = config.model.batch_norm == "train"
     for module in norms(network):
         module.track_frozen = not train_norms  # type: ignore[assignment]
     network.eval()
@@ -50,6 +54,10 @@ def _with_lora(network: nn.Module, lora: LoraConfig) -> nn.Module:
         target_modules=lora_targets(network, lora),
         bias="none",
     )
+    if lora.dropout == 0:  # dropout is on the input of A alone, which needs its own convolution
+        from xray_opt.adapter.folded_conv import FoldedConv
+
+        settings._register_custom_module({nn.Conv2d: FoldedConv})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(network, settings)
