@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from xray_opt.adapter import (
     attach,
@@ -24,8 +27,8 @@ from xray_opt.adapter import (
     trainable_state,
 )
 from xray_opt.adapter.attach import norms
-from xray_opt.adapter.bundle import Bundle
-from xray_opt.backbone import Base, build_network, random_base
+from xray_opt.adapter.bundle import Bundle, content_sha256
+from xray_opt.backbone import Base, build_network, file_sha256, random_base
 from xray_opt.config import Config, LoraConfig, override
 from xray_opt.errors import BaseMismatch, ModelError
 
@@ -185,35 +188,141 @@ def bundle(base, tmp_path):
     return save_bundle(attach(base, settings_), tmp_path / "bundle", make_bundle(base, settings_, 96))
 
 
-def edit(folder, **changes):
+def sign(folder):
+    """Make the digests of a bundle right again: what is refused now is refused for what it says."""
     path = folder / "bundle.json"
-    document = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(document))
+    document = json.loads(path.read_text())
+    if isinstance(document.get("files"), dict):
+        document["files"] = {
+            name: file_sha256(folder / name) if (folder / name).is_file() else digest
+            for name, digest in document["files"].items()
+        }
+    path.write_text(json.dumps(document | {"sha256": content_sha256(document)}))
+
+
+def edit(folder, name="bundle.json", **changes):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    sign(folder)
+
+
+def refused(folder, base, says=""):
+    with pytest.raises(ModelError, match=says) as caught:
+        load_bundle(folder, base)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 2}, "format '2'"),
         ({"threshold": "high"}, "threshold"),
         ({"threshold": 3.0}, "out of range"),
+        ({"threshold": float("nan")}, "out of range"),
         ({"temperature": 0}, "out of range"),
         ({"image_size": 10**9}, "out of range"),
+        ({"image_size": 96}, "image.size 64, the record 96"),
         ({"strategy": "magic"}, "unknown strategy"),
-        ({"files": {}}, "names no files"),
-        ({"files": {"../../etc/passwd": "0"}}, "no bundle has"),
-        ({"files": {"gone.safetensors": "0"}}, "lacks gone"),
+        ({"strategy": "linear"}, "names the file 'adapter_config.json'"),
+        ({"batch_norm": "train"}, "does not name the file 'batch_norm"),
+        ({"dropout": 0.9}, "model.dropout 0.2, the record 0.9"),
+        ({"files": {}}, "does not name the file"),
+        ({"files": {"../../etc/passwd": "0"}}, "names the file '../../etc/passwd'"),
         ({"files": ["head"]}, "files"),
         ({"base_sha256": None}, "base_sha256"),
         ({"config": {"lora.rank": "many"}}, "lora.rank"),
-        ({"config": {"lora.rank": 16}}, "does not hold the weights"),
+        ({"config": {"lora.rank": 16}}, "lora_alpha|: r is not|target_modules"),
     ],
 )
-def test_edited_records_are_refused_with_one_line(base, bundle, changes, says):
+def test_records_that_contradict_themselves_are_refused_with_one_line(base, bundle, changes, says):
     edit(bundle, **changes)
-    with pytest.raises(ModelError, match=says) as caught:
-        load_bundle(bundle, base)
-    assert "\n" not in str(caught.value)
+    refused(bundle, base, says)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("lora.rank", 4, "adapter_config.json: r is not"),
+        ("lora.alpha", 64.0, "lora_alpha is not"),
+        ("lora.dropout", 0.5, "lora_dropout is not"),
+        ("lora.stages", "late", "target_modules is not"),
+        ("lora.targets", "ungrouped", "target_modules is not"),
+        ("model.strategy", "full", "model.strategy 'full', the record 'lora'"),
+        ("lora.rank", 0, "lora.rank must be"),
+        ("lora.height", 1, "unknown setting"),
+    ],
+)
+def test_settings_that_did_not_make_the_weights_are_refused(base, bundle, setting, value, says):
+    edit(bundle, config=json.loads((bundle / "bundle.json").read_text())["config"] | {setting: value})
+    refused(bundle, base, says)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("r", 4),
+        ("r", None),
+        ("lora_alpha", 1),
+        ("lora_dropout", 0.1),
+        ("target_modules", []),
+        ("target_modules", 3),
+        ("target_modules", [[]]),
+        ("bias", "all"),
+        ("use_rslora", True),
+        ("use_dora", True),
+        ("rank_pattern", {"x": 1}),
+    ],
+)
+def test_an_adapter_config_that_says_otherwise_is_refused(base, bundle, name, value):
+    edit(bundle, "adapter_config.json", **{name: value})
+    refused(bundle, base, "adapter_config.json")
+
+
+def test_the_adapter_config_is_the_same_text_for_the_same_adapter(base, bundle):
+    names = json.loads((bundle / "adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(lora_targets(build_network(base.state), LoraConfig(stages="early")))
+    settings_ = config(lora__rank=2, lora__stages="early")
+    again = save_bundle(attach(base, settings_), bundle.with_name("again"), make_bundle(base, settings_, 96))
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in bundle.iterdir()
+    }
+
+
+LORA = "base_model.model.features.1.0.block.0.0.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("head", lambda state: state.pop("classifier.1.bias"), "classifier.1.bias is missing"),
+        ("head", lambda state: state.update(extra=torch.zeros(1)), "extra is left over"),
+        ("head", lambda state: state.update({"classifier.1.bias": torch.zeros(())}), r"is \(\) torch.float32"),
+        ("head", lambda state: state.update({"classifier.1.weight": torch.zeros(1, 1)}), r"is \(1, 1\)"),
+        ("head", lambda state: state.update({"classifier.1.bias": torch.zeros(1).double()}), "torch.float64"),
+        ("head", lambda state: state["classifier.1.bias"].fill_(float("nan")), "classifier.1.bias is not finite"),
+        ("adapter_model", lambda state: state[LORA].view(-1)[:1].fill_(float("inf")), "not finite"),
+        ("adapter_model", lambda state: state.pop(LORA), "lora_A.default.weight is missing"),
+        ("adapter_model", lambda state: state.update({LORA: state[LORA][:1].clone()}), r"is \(1, 24, 3, 3\)"),
+        ("adapter_model", lambda state: state.update({"classifier.1.bias": torch.zeros(1)}), "stands in two files"),
+    ],
+)
+def test_tensors_that_do_not_fit_exactly_are_refused_by_name(base, bundle, file, change, says):
+    path = bundle / f"{file}.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+    sign(bundle)
+    refused(bundle, base, says)
+
+
+def test_restore_writes_nothing_of_a_state_that_does_not_fit(base):
+    network = attach(base, config(model__strategy="linear"))
+    before = trainable_state(network)
+    wrong = {"classifier.1.weight": torch.ones(1, 1280), "classifier.1.bias": torch.full((1,), float("nan"))}
+    with pytest.raises(ModelError, match="not finite"):
+        restore(network, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in trainable_state(network).items())
 
 
 def test_changed_weights_are_refused(base, bundle):
@@ -223,9 +332,40 @@ def test_changed_weights_are_refused(base, bundle):
     path.write_bytes(content)
     with pytest.raises(ModelError, match="changed or damaged"):
         read_bundle(bundle)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"lacks head\.safetensors"):
+        read_bundle(bundle)
     shutil.rmtree(bundle)
     with pytest.raises(ModelError, match="no adapter bundle"):
         read_bundle(bundle)
+
+
+RECORD = json.loads(Bundle("lora", "frozen", 0.2, "ab", "imagenet", 64, 96, config={"lora.rank": 8}).to_json())
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just({}) | st.just([])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*RECORD, "new"]), VALUES)
+def test_a_record_is_read_only_as_it_was_written(name, value):
+    """Whatever one field is changed to, it is refused; equal but for its JSON type (8 and 8.0) counts as changed."""
+    if json.dumps(RECORD.get(name, "nothing")) == json.dumps(value):
+        return
+    with pytest.raises(ModelError) as caught:
+        Bundle.from_json(json.dumps(RECORD | {name: value}), "bundle.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RECORD)
+def test_a_record_without_a_field_is_refused(name):
+    with pytest.raises(ModelError, match=r"bundle\.json"):
+        Bundle.from_json(json.dumps({key: value for key, value in RECORD.items() if key != name}), "bundle.json")
+
+
+@settings(deadline=None)
+@given(st.permutations(list(RECORD)), st.sampled_from([None, 0, 4]), st.booleans())
+def test_spaces_order_and_escapes_of_a_record_do_not_count(order, indent, ascii_only):
+    text = json.dumps({name: RECORD[name] for name in order}, indent=indent, ensure_ascii=ascii_only)
+    assert Bundle.from_json(text, "bundle.json").to_json() == json.dumps(RECORD, indent=2, sort_keys=True)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -245,6 +385,26 @@ def test_a_bundle_is_never_written_over_and_leaves_no_parts(base, bundle):
     with pytest.raises(ModelError, match="never written over"):
         save_bundle(attach(base, settings_), bundle, make_bundle(base, settings_, 96))
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_only_lora_waits_for_peft(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from xray_opt.adapter import attach, load_bundle, make_bundle, save_bundle
+from xray_opt.backbone import random_base
+from xray_opt.config import Config, override
+
+base = random_base(0)
+for strategy in ("linear", "full"):
+    config = override(Config(), {"model.strategy": strategy})
+    folder = save_bundle(attach(base, config), Path(sys.argv[1]) / strategy, make_bundle(base, config, 96))
+    load_bundle(folder, base)
+print([name for name in ("peft", "transformers", "accelerate") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
 
 
 def test_a_bundle_tells_nothing_of_the_machine(base, tmp_path):

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from peft import LoraConfig as PeftLora
-from peft import get_peft_model
 from torch import Tensor, nn
 
+from xray_opt.adapter.folded import fold_norms, spare_copies
 from xray_opt.backbone import Base, build_network
 from xray_opt.config import Config, LoraConfig
+from xray_opt.errors import ModelError
 
 #: torchvision's stages (``features.N``) of each placement; 0 is the stem, 7 the last convolution.
 STAGES = {"early": (1, 2, 3), "late": (4, 5, 6, 7), "all": (1, 2, 3, 4, 5, 6, 7)}
@@ -30,9 +30,12 @@ def attach(base: Base, config: Config) -> nn.Module:
         plain = build_network(base.state, config.model.dropout, config.model.stochastic_depth)
         nn.init.normal_(plain.classifier[1].weight, std=0.01)
         network: nn.Module = _with_lora(plain, config.lora) if config.model.strategy == "lora" else plain
+    spare_copies(network)
+    train_norms = config.model.batch_norm == "train"
+    if not train_norms and config.model.strategy != "full":
+        fold_norms(network)
     for name, parameter in network.named_parameters():
         parameter.requires_grad = config.model.strategy == "full" or "classifier" in name or ".lora_" in name
-    train_norms = config.model.batch_norm == "train"
     for module in norms(network):
         module.track_frozen = not train_norms  # type: ignore[assignment]
     network.eval()
@@ -40,6 +43,10 @@ def attach(base: Base, config: Config) -> nn.Module:
 
 
 def _with_lora(network: nn.Module, lora: LoraConfig) -> nn.Module:
+    # Its import takes seconds, as it brings transformers: only those wait who train or load LoRA.
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
     settings = PeftLora(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -47,6 +54,10 @@ def _with_lora(network: nn.Module, lora: LoraConfig) -> nn.Module:
         target_modules=lora_targets(network, lora),
         bias="none",
     )
+    if lora.dropout == 0:  # dropout is on the input of A alone, which needs its own convolution
+        from xray_opt.adapter.folded_conv import FoldedConv
+
+        settings._register_custom_module({nn.Conv2d: FoldedConv})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(network, settings)
@@ -91,13 +102,13 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU of all that may differ from the base: trained weights, and statistics of trained BatchNorm."""
+    return {name: value.detach().cpu().clone() for name, value in _differing(network).items()}
+
+
+def _differing(network: nn.Module) -> dict[str, Tensor]:
+    """All that may differ from the base, by name, as it lies in the network."""
     state: dict[str, Tensor] = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    state |= _statistics(network)
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
-
-
-def _statistics(network: nn.Module) -> dict[str, Tensor]:
-    return {
+    return state | {
         f"{prefix}.{name}": buffer
         for prefix, module in network.named_modules()
         if isinstance(module, _NORM) and not module.track_frozen
@@ -110,8 +121,18 @@ def restore(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write back what :func:`trainable_state` gave; exact.
 
     Raises:
-        KeyError: ``state`` is of another network.
+        ModelError: names, shapes or types are not those of the network, or a value is not finite; nothing is written.
     """
-    targets: dict[str, Tensor] = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    for name, target in (targets | _statistics(network)).items():
+    targets = _differing(network)
+    if strangers := sorted(targets.keys() ^ state.keys()):
+        fault = "is missing" if strangers[0] in targets else "is left over"
+        raise ModelError(f"tensor {strangers[0]} {fault}")
+    for name, target in targets.items():
+        value = state[name]
+        if (value.shape, value.dtype) != (target.shape, target.dtype):
+            found, wanted = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (value, target))
+            raise ModelError(f"tensor {name} is {found}, should be {wanted}")
+        if not torch.isfinite(value).all():
+            raise ModelError(f"tensor {name} is not finite")
+    for name, target in targets.items():
         target.copy_(state[name])

@@ -1,7 +1,8 @@
-"""The record of an adapter bundle: everything but the weights."""
+"""The record of an adapter bundle: everything but the weights, with a digest of itself."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -10,9 +11,11 @@ from typing import Any
 from xray_opt.backbone import Base
 from xray_opt.config import Config, flatten
 from xray_opt.config.dotted import Scalar
-from xray_opt.errors import ModelError
+from xray_opt.errors import ModelError, one_line
 
 FORMAT = 1
+#: Name under which ``bundle.json`` holds the digest of its other fields.
+DIGEST = "sha256"
 RESAMPLE = "decode grey, antialiased squash to cache_side, antialiased bilinear to image_size, ImageNet mean and std"
 
 
@@ -47,29 +50,41 @@ class Bundle:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """The text of ``bundle.json``."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True)
+        """The text of ``bundle.json``: the fields and their digest."""
+        document = asdict(self)
+        return json.dumps(document | {DIGEST: content_sha256(document)}, indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Bundle:
-        """Read ``bundle.json``; every field must be there, with its type.
+        """Read ``bundle.json``; every field must be there, with its type, and all as they were written.
+
+        What may differ is spelling that means the same: spaces, the order of names, escapes, ``5e-1`` for ``0.5``.
 
         Raises:
-            ModelError: one line that names the field.
+            ModelError: one line that says what is wrong.
         """
         try:
             document = json.loads(text)
+            found = content_sha256(document) if isinstance(document, dict) else ""
         except (ValueError, RecursionError) as error:
-            raise ModelError(f"{where} is not JSON ({error})") from error
+            raise ModelError(f"{where} is not JSON ({one_line(error)})") from error
         if not isinstance(document, dict):
             raise ModelError(f"{where} is not a JSON object")
         if document.get("format") != FORMAT:
-            raise ModelError(f"{where} has format {document.get('format')!r}; this version reads {FORMAT}")
+            raise ModelError(f"{where} has format {str(document.get('format'))[:40]!r}; this version reads {FORMAT}")
+        if document.get(DIGEST) != found:
+            raise ModelError(f"{where} was changed or damaged: its content does not have the SHA-256 it names")
         for item in fields(cls):
             if not _fits(document.get(item.name), str(item.type)):
                 raise ModelError(f"{where}: {item.name} is missing or no {item.type}")
         _check_ranges(document, where)
         return cls(**{item.name: document[item.name] for item in fields(cls)})
+
+
+def content_sha256(document: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON (sorted names, no spaces) of all fields but the digest itself."""
+    rest = {name: value for name, value in document.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def make_bundle(base: Base, config: Config, cache_side: int) -> Bundle:
