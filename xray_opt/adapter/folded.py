@@ -37,7 +37,7 @@ class FrozenConv(nn.Module):
         super().__init__()
         self.weight = conv.weight
         self._place: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self._cast: tuple[Tensor, Tensor] | None = None
+        self._cast: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         folded = (conv.weight.detach().double() * scale[:, None, None, None]).float()
         self.register_buffer("folded", folded.contiguous(memory_format=torch.channels_last), persistent=False)
         self.register_buffer("shift", shift.float(), persistent=False)
@@ -45,17 +45,20 @@ class FrozenConv(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Convolution and norm."""
         dtype = computed_in(images)
-        cast = self._cast
-        if cast is None or cast[0].dtype != dtype:
-            with torch.inference_mode(False):
-                cast = self._cast = self.folded.to(dtype), self.shift.to(dtype)
-        return functional.conv2d(images.to(dtype), *cast, *self._place)
+        if dtype not in self._cast:
+            self.prepare(dtype)
+        return functional.conv2d(images.to(dtype), *self._cast[dtype], *self._place)
+
+    @torch.inference_mode(False)
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Cast the constants; at the first call in ``dtype``, or before what compiles would see it happen."""
+        self._cast[dtype] = self.folded.to(dtype), self.shift.to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.folded
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.folded is not before:
-            self._cast = None
+            self._cast = {}
         return self
 
 

@@ -52,6 +52,15 @@ class Parts(NamedTuple):
         folded = torch.addmm(self.matrix, columns, self.rows(), out=torch.empty_like(self.matrix))
         return self.as_kernel(folded)
 
+    def split(self, to_weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of A and B from the (O, I, h, w) one of the weight."""
+        matrix = to_weight.permute(0, 2, 3, 1).flatten(1).to(columns.dtype)
+        return self.as_kernel(columns.T @ matrix), self.to_up(matrix @ self.rows().T)
+
+    def to_up(self, to_columns: Tensor) -> Tensor:
+        """Gradient of B from that of :meth:`columns`."""
+        return (to_columns * self.factor).view_as(self.up)
+
     def as_kernel(self, matrix: Tensor) -> Tensor:
         """(n, h w I) as (n, I, h, w)."""
         _, inputs, height, width = self.down.shape
@@ -81,10 +90,8 @@ class _Convolution(torch.autograd.Function):
             to_images, to_weight, _ = _backward(gradient, images, weight, parts, wants)
             if to_weight is None:
                 down, to_columns = _low_rank(gradient, images, columns, parts)
-            else:
-                matrix = to_weight.permute(0, 2, 3, 1).flatten(1).to(columns.dtype)
-                down, to_columns = parts.as_kernel(columns.T @ matrix), matrix @ parts.rows().T
-            return to_images, down, (to_columns * parts.factor).view_as(parts.up), None
+                return to_images, down, parts.to_up(to_columns), None
+            return to_images, *parts.split(to_weight, columns), None
 
 
 def _backward(gradient: Tensor, images: Tensor, weight: Tensor, parts: Parts, wants: tuple[bool, ...]) -> list[Any]:
@@ -124,6 +131,10 @@ class FoldedConv(PeftConv):
         base: Any = self.get_base_layer()
         self._parts: Parts | None = None
         self._kept: tuple[Any, Tensor] | None = None
+        #: Set by ``LiveWeights``: what calls with gradients convolve with, instead of A and B.
+        self.live: Tensor | None = None
+        self.live_shift: Tensor | None = None
+        self._place = (base.stride, base.padding, base.dilation)
         self._hold(base.weight, torch.ones(base.out_channels), base.bias)
 
     def fold_norm(self, scale: Tensor, shift: Tensor) -> None:
@@ -139,6 +150,8 @@ class FoldedConv(PeftConv):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolution, adapter and, where it was folded in, norm."""
+        if self.live is not None and torch.is_grad_enabled():
+            return functional.conv2d(images.to(self.live.dtype), self.live, self.live_shift, *self._place)
         dtype = computed_in(images)
         parts = self._parts
         if parts is None or parts.dtype is not dtype:
@@ -153,15 +166,13 @@ class FoldedConv(PeftConv):
 
     def parts(self, dtype: torch.dtype) -> Parts:
         """What a call in ``dtype`` needs."""
-        base: Any = self.get_base_layer()
         down, up = (cast(Tensor, half["default"].weight) for half in (self.lora_A, self.lora_B))
         with torch.inference_mode(False):
             shift = None if self.shift is None else self.shift.to(dtype)
         # On a CPU arithmetic counts and not memory traffic; thin products run at about half of a wide one's rate.
         outputs, inputs = self.matrix.shape
         sparing = down.device.type == "cpu" and 4 * len(down) * (inputs + outputs) < inputs * outputs
-        place = (base.stride, base.padding, base.dilation)
-        return Parts(down, up, self.matrix, self.factor, shift, place, dtype, sparing)
+        return Parts(down, up, self.matrix, self.factor, shift, self._place, dtype, sparing)
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode."""

@@ -186,6 +186,7 @@ class TrainingConfig:
         seed: seed of initial adapter and head, order of films, augmentation and dropout.
         device: ``auto`` (cuda, else mps, else cpu), ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
         precision: ``auto`` (bf16 where the device is faster with it), ``bf16`` or ``fp32``.
+        compile: training steps through ``torch.compile``; the first one then takes minutes on a CPU.
     """
 
     epochs: int = 20
@@ -195,6 +196,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)

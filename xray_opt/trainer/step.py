@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from xray_opt.adapter import logits
 from xray_opt.errors import OutOfMemory
 from xray_opt.loss import FocalLoss
+from xray_opt.trainer.compiled import Compiled
 
 
 class Stepper:
@@ -32,6 +33,7 @@ class Stepper:
         micro_batch: int,
         batch_statistics: bool,
         say: Callable[[str], None],
+        compiled: Compiled | None = None,
     ) -> None:
         """``batch_statistics`` says whether BatchNorm trains."""
         self.network = network
@@ -41,6 +43,7 @@ class Stepper:
         self._precision = precision
         self._fewest = 2 if batch_statistics else 1
         self._say = say
+        self._compiled = compiled
         self._statistics = Statistics(network) if batch_statistics else None
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -58,6 +61,8 @@ class Stepper:
             _restore_random(device, random)
             if self._statistics:
                 self._statistics.restore()
+        if self._compiled:
+            self._compiled.end()
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss
@@ -66,10 +71,12 @@ class Stepper:
         """Gradients of one batch and its loss, none where memory ran out."""
         total = torch.zeros((), device=images.device)
         parts = part_count(len(images), self.micro_batch, self._fewest)
+        if self._compiled:
+            self._compiled.begin()
         try:
             for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
                 with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
-                    answer = logits(self.network, some)
+                    answer = self._compiled(some) if self._compiled else logits(self.network, some)
                 loss = self._loss(answer.float(), wanted) * (len(some) / len(images))
                 loss.backward()
                 total += loss.detach()

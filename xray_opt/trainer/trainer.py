@@ -28,6 +28,7 @@ from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
 from xray_opt.trainer.checkpoint import Checkpoint, State, identity
+from xray_opt.trainer.compiled import Compiled
 from xray_opt.trainer.records import Epoch, beats, stale
 from xray_opt.trainer.statistics import BATCH, reestimate
 from xray_opt.trainer.step import Stepper
@@ -180,7 +181,10 @@ class Trainer:
         training = self.config.training
         precision = resolve_precision(training.precision, self.device)
         micro = training.micro_batch or training.batch_size
-        return Stepper(self.network, self._optimizer, self._loss, precision, micro, self._trains_statistics, say)
+        compiled = Compiled(self.network, precision) if training.compile else None
+        return Stepper(
+            self.network, self._optimizer, self._loss, precision, micro, self._trains_statistics, say, compiled
+        )
 
     def _remember(self, epoch: Epoch) -> None:
         """What an epoch changes for the next ones, and the checkpoint of it all."""
