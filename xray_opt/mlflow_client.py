@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,17 @@ def speaking(uri: str, action: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = " ".join(without_credentials(str(error)).split())
         raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:500]}") from error
+
+
+def pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Every item of a search that MLflow answers a page at a time; ``fetch`` gets a page by its token (first: none)."""
+    token = None
+    while True:
+        page = fetch(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _embedded(workspace: Workspace) -> Connection:

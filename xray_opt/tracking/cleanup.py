@@ -14,9 +14,9 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from xray_opt.config import Workspace
-from xray_opt.mlflow_client import MISSING, Connection, speaking
+from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
-from xray_opt.tracking.ranking import RANKED, logged_models
+from xray_opt.tracking.ranking import RANKED, logged_models, models_of
 
 STUDY, TRIAL = "xray_opt.study", "xray_opt.trial"
 
@@ -98,13 +98,7 @@ def _referenced(connection: Connection) -> Iterator[Path]:
     for run in _runs(connection, ""):
         yield local_path(run.info.artifact_uri)
     for experiment in _experiments(connection):
-        token = None
-        while True:
-            page = connection.client.search_logged_models([experiment], page_token=token)
-            yield from (local_path(model.artifact_location) for model in page)
-            token = page.token
-            if not token:
-                break
+        yield from (local_path(model.artifact_location) for model in models_of(connection, experiment))
     for model_id in connection.store()._get_deleted_logged_models():
         yield Path("/models") / model_id
     for version in _versions(connection):
@@ -117,33 +111,18 @@ def _same_or_below(path: Path, folder: Path) -> bool:
 
 
 def _experiments(connection: Connection) -> list[str]:
-    found: list[str] = []
-    token = None
-    while True:
-        page = connection.client.search_experiments(ViewType.ALL, page_token=token)
-        found += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return found
+    found = pages(lambda token: connection.client.search_experiments(ViewType.ALL, page_token=token))
+    return [experiment.experiment_id for experiment in found]
 
 
 def _runs(connection: Connection, condition: str) -> Iterator[Run]:
     """Every run that meets the condition, those marked as deleted included."""
     experiments = _experiments(connection)
-    token = None
-    while experiments:
-        page = connection.client.search_runs(experiments, condition, ViewType.ALL, 1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    if not experiments:
+        return iter(())
+    search = connection.client.search_runs
+    return pages(lambda token: search(experiments, condition, ViewType.ALL, 1000, page_token=token))
 
 
 def _versions(connection: Connection) -> Iterator[Any]:
-    token = None
-    while True:
-        page = connection.client.search_model_versions(max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return pages(lambda token: connection.client.search_model_versions(max_results=1000, page_token=token))
