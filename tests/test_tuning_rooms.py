@@ -1,6 +1,8 @@
 """The parts of the tuning room: space, samplers, pruners, rules, storage, what can be asked of studies."""
 
 import os
+import subprocess
+import time
 import warnings
 from dataclasses import replace
 
@@ -17,10 +19,11 @@ from xray_opt.tuning import (
     list_studies,
     open_study,
     read_study,
+    storage_digest,
     storage_url,
 )
+from xray_opt.tuning.owners import at_work, is_dead, is_elsewhere, started, this_worker
 from xray_opt.tuning.pruners import pruner_for
-from xray_opt.tuning.reaping import is_dead, this_process
 from xray_opt.tuning.rules import first_difference
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
@@ -63,6 +66,22 @@ def test_a_condition_sees_fixed_settings_too():
     trial = optuna.create_study().ask()
     assert suggest(trial, SPACE[3:], fixed) == {}
     assert "lora.rank" in suggest(trial, SPACE[3:], STUDY.config)
+
+
+def test_a_condition_on_a_parameter_that_was_not_asked_for_does_not_hold():
+    chained = Parameter("lora.dropout", "float", low=0.0, high=0.5, when={"lora.rank": STUDY.config.lora.rank})
+    trial = optuna.create_study().ask({"model.strategy": optuna.distributions.CategoricalDistribution(("linear",))})
+    space = (replace(SPACE[2], choices=("linear",)), SPACE[3], chained)
+    assert suggest(trial, space, STUDY.config) == {"model.strategy": "linear"}
+
+
+def test_qmc_draws_anew_what_lies_outside_its_sequence(workspace):
+    rank = Parameter("lora.rank", "int", low=1, high=256, when={"model.strategy": "lora"})
+    good = ({"model.strategy": "linear", "optimizer.learning_rate": 1e-3},)
+    study = replace(STUDY, space=(SPACE[0], SPACE[2], rank), sampler=SamplerConfig("qmc"), enqueue=good)
+    run(workspace, study, 12)
+    ranks = [trial.params["lora.rank"] for trial in read_study("fast", workspace).trials if "lora.rank" in trial.params]
+    assert len(set(ranks)) == len(ranks) > 2
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "qmc"])
@@ -148,13 +167,37 @@ def test_equal_rules_have_no_difference():
 
 
 def test_owners_are_told_apart():
-    me = this_process()
-    assert not is_dead(me)
-    assert is_dead(None)
-    assert is_dead(me | {"pid": 2**22 + 1})
-    assert is_dead(me | {"started": me["started"] - 100})
-    assert is_dead(me | {"boot": me["boot"] - 1000})
-    assert not is_dead(me | {"host": "elsewhere", "pid": 2**22 + 1})
+    with at_work() as name:
+        me = this_worker(name)
+        assert not is_dead(me)
+        assert is_dead(None)
+        assert is_dead(me | {"pid": 2**22 + 1})
+        assert is_dead(me | {"started": "tick 1"})
+        assert is_dead(me | {"boot": "another"})
+        assert is_dead(me | {"worker": "one that left a trial behind in this process"})
+        assert is_elsewhere(me | {"host": "elsewhere"})
+        assert not is_dead(me | {"host": "elsewhere", "pid": 2**22 + 1})
+    assert is_dead(me)
+
+
+def test_a_zombie_is_dead():
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    with at_work() as name:
+        owner = this_worker(name) | {"pid": process.pid, "started": started(process.pid)}
+        assert not is_dead(owner)
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # over, but not collected
+        assert is_dead(owner)
+    process.wait()
+
+
+def test_a_clock_that_is_set_kills_nobody(monkeypatch):
+    with at_work() as name:
+        me = this_worker(name)
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        monkeypatch.setattr("psutil.boot_time", lambda: 0.0)
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0, raising=False)
+        assert not is_dead(me)
 
 
 def test_storage_comes_from_study_variable_or_workspace(workspace, monkeypatch):
@@ -165,12 +208,45 @@ def test_storage_comes_from_study_variable_or_workspace(workspace, monkeypatch):
     assert storage_url(workspace, "sqlite:///mine.db") == "sqlite:///mine.db"
 
 
+def test_a_storage_has_a_digest_without_secrets(tmp_path):
+    one, other = (storage_url(Workspace(tmp_path / name), None) for name in ("one", "other"))
+    assert storage_digest(one) == storage_digest(one) != storage_digest(other)
+    assert storage_digest(f"sqlite:///{tmp_path}/one/../one/studies/optuna.db") == storage_digest(one)
+    server = storage_digest("postgresql://host/db")
+    assert storage_digest("postgresql+psycopg://me:secret@HOST:5432/db?password=secret&sslmode=require") == server
+    others = (
+        "postgresql://host/db2",
+        "postgresql://host2/db",
+        "postgresql://host:5433/db",
+        "postgresql:///db?host=/run",
+    )
+    assert len({server, *map(storage_digest, others)}) == 5
+    with pytest.raises(ConfigError, match="must be a URL"):
+        storage_digest("postgresql://host:port/db")
+
+
+def test_another_storage_than_the_default_can_be_looked_at(workspace):
+    elsewhere = f"sqlite:///{workspace.root}/elsewhere.db"
+    run(workspace, replace(STUDY, storage=elsewhere), 4)
+    assert list_studies(workspace) == []
+    assert [study.name for study in list_studies(workspace, elsewhere)] == ["fast"]
+    annotate("fast", workspace, "seen", True, elsewhere)
+    assert read_study("fast", workspace, elsewhere).notes["seen"] is True
+    assert importances("fast", workspace, elsewhere)
+    delete_study("fast", workspace, elsewhere)
+    assert list_studies(workspace, elsewhere) == []
+
+
 def test_unusable_storages_are_one_line_without_the_password(workspace):
     assert "secret" not in masked("postgresql+psycopg2://me:secret@host/db")
     with pytest.raises(ConfigError, match="only sqlite and postgresql"):
         open_storage("mysql://me:secret@host/db")
     with pytest.raises(ConfigError, match="must be a URL"):
         open_storage("no url")
+    for url in ("postgresql://me@host/db?password=secret", "postgresql://me:secret@host:secret/db", "secret"):
+        assert "secret" not in masked(url)
+    with pytest.raises(StudyError, match="cannot be made"):
+        open_storage("sqlite:////proc/nowhere/optuna.db")
     (workspace.root / "bad.db").write_text("not a database, but long enough to be read as one " * 50)
     with pytest.raises(StudyError) as caught:
         open_storage(f"sqlite:///{workspace.root}/bad.db")

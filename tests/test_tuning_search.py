@@ -8,11 +8,13 @@ import textwrap
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
 from xray_opt.config import Workspace, load_study
-from xray_opt.errors import DataError, NotFinite, OutOfMemory, StudyError
-from xray_opt.tuning import Outcome, open_study, read_study
+from xray_opt.errors import DataError, NotFinite, OutOfMemory, StudyError, TrainingError
+from xray_opt.tuning import Outcome, open_study, read_study, storage_url
+from xray_opt.tuning.owners import at_work, this_worker
 
 STUDY = """
 name: fast
@@ -212,6 +214,129 @@ def test_ended_is_told_of_every_trial(workspace):
 def test_notes_are_kept_with_the_trial(workspace):
     opened(workspace).tune(smooth, 1)
     assert read_study("fast", workspace).trials[0].notes["seen"] == 0
+
+
+def trials(workspace):
+    return read_study("fast", workspace).trials
+
+
+def test_a_trial_that_another_worker_ended_is_discarded_with_one_line(workspace):
+    said = []
+
+    def end_it(number):
+        study = optuna.load_study(study_name="fast", storage=storage_url(workspace))
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+
+    def objective(trial):
+        if trial.number == 0:
+            end_it(0)
+        if trial.number == 1:
+            end_it(1)
+            with pytest.raises(TrainingError) as caught:
+                trial.report(1, 0.5)
+            assert caught.value.reason == "worker-lost"
+            raise caught.value
+        return Outcome(0.5, {"auc": 0.9})
+
+    tally = opened(workspace).tune(objective, 2, say=said.append)
+    assert (tally.complete, tally.failed, len(said)) == (2, 2, 2)
+    assert all("discarded" in line for line in said)
+
+
+def test_a_trial_left_behind_in_this_process_is_found(workspace):
+    def leaves(trial):
+        raise GeneratorExit
+
+    with pytest.raises(GeneratorExit):
+        opened(workspace).tune(leaves, 1)
+    assert [t.state for t in trials(workspace)] == ["RUNNING"]
+    tally = opened(workspace).tune(smooth, 1)
+    assert (tally.complete, tally.failed) == (1, 1)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_between_two_steps_leaves_nothing_running(workspace, monkeypatch, stop):
+    def interrupted(study, *rest, **options):
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", interrupted)  # the ending is written down, the state is not
+        patch.setattr("xray_opt.tuning.search.end_interrupted", lambda study, worker: [])
+        with pytest.raises(stop):
+            opened(workspace).tune(smooth, 1)
+    assert [t.state for t in trials(workspace)] == ["RUNNING"]
+    told = []
+    tally = opened(workspace).tune(smooth, 1, lost=told.append)
+    assert (tally.complete, tally.started_now, told) == (1, 0, [])
+    assert trials(workspace)[0].notes["seen"] == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xray_opt.tuning.search.suggest", interrupted)
+        with pytest.raises(stop):
+            opened(workspace).tune(smooth, 2)
+    assert [t.state for t in trials(workspace)] == ["COMPLETE", "FAIL"]
+    assert trials(workspace)[1].reason == "interrupted"
+
+
+def test_a_trial_of_another_host_is_waited_for_and_said_once(workspace):
+    study, said = opened(workspace), []
+    with at_work() as name:
+        trial = optuna.load_study(study_name="fast", storage=storage_url(workspace)).ask()
+        trial.set_user_attr("owner", this_worker(name) | {"host": "elsewhere"})
+    assert study.tune(smooth, 1, timeout=2.5, say=said.append).stopped == "timeout"
+    assert [line.split(" since")[0] for line in said] == ["waiting for trial 0, which runs on host elsewhere"]
+    assert trials(workspace)[0].state == "RUNNING"
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_no_trial(workspace, monkeypatch):
+    said, calls = [], []
+    real = optuna.storages.RDBStorage.set_trial_intermediate_value
+
+    def sometimes(self, *arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 3):
+            raise optuna.exceptions.StorageInternalError("database is locked")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_intermediate_value", sometimes)
+    tally = opened(workspace).tune(smooth, 1, say=said.append)
+    assert (tally.complete, tally.failed, len(said)) == (1, 0, 1)
+    assert "is away (database is locked)" in said[0]
+
+
+def test_a_storage_that_stays_away_is_one_line_and_the_trial_is_resumed(workspace, monkeypatch):
+    def away(self, *arguments):
+        raise optuna.exceptions.StorageInternalError("no\nroute")
+
+    monkeypatch.setattr("xray_opt.tuning.storage.PATIENCE", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.RDBStorage, "set_trial_intermediate_value", away)
+        with pytest.raises(StudyError, match="stayed away \\(no route\\); nothing is lost"):
+            opened(workspace).tune(smooth, 1)
+    seen = []
+    tally = opened(workspace).tune(lambda trial: seen.append(trial) or Outcome(0.5), 1)
+    assert (tally.complete, tally.failed, seen[0].retry_of, seen[0].checkpoint.name) == (1, 1, 0, "trial-00000.pt")
+
+
+def test_notes_that_are_no_json_fail_their_trial_alone(workspace):
+    tally = opened(workspace).tune(lambda t: Outcome(0.5, {"odd": object()} if t.number == 0 else {}), 1)
+    assert (tally.complete, tally.failed) == (1, 1)
+
+
+def test_lost_trials_do_not_hide_that_the_first_three_failed_alike(workspace):
+    def objective(trial):
+        if trial.number == 0:
+            raise KeyboardInterrupt
+        raise OutOfMemory("no memory for one film")
+
+    study = opened(workspace)
+    with pytest.raises(KeyboardInterrupt):
+        study.tune(objective, 20)
+    with at_work() as name:
+        trial = optuna.load_study(study_name="fast", storage=storage_url(workspace)).ask()
+        trial.set_user_attr("owner", this_worker(name))
+    with pytest.raises(StudyError, match="first trials all failed alike"):
+        study.tune(objective, 20)
 
 
 WORKER = """

@@ -5,7 +5,7 @@ Knows nothing of training and MLflow: the objective is handed in, and plain reco
 
 from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study
 from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
-from xray_opt.tuning.storage import storage_url
+from xray_opt.tuning.storage import storage_digest, storage_url
 from xray_opt.tuning.study import OpenStudy, open_study
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "list_studies",
     "open_study",
     "read_study",
+    "storage_digest",
     "storage_url",
 ]

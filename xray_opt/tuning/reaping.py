@@ -1,22 +1,26 @@
-"""Finds trials whose worker is gone, ends them, and queues them again so that nothing is lost.
+"""Ends trials so that a kill between two steps loses nothing, and queues lost ones again.
 
-A trial's owner (host, boot, process, its start time) is stored under the study's lock right after the trial is asked
-for. So a RUNNING trial without owner, seen under the lock, belongs to a worker that died in between.
+How a trial ends is written down (attribute ``ending``) before its state changes, because a finished trial takes no
+attributes any more. Whoever finds a RUNNING trial of a dead worker ends it as written, or as ``worker-lost``.
+
+A trial's owner is stored under the study's lock right after the trial is asked for. So a RUNNING trial without owner,
+seen under the lock, belongs to a worker that died in between.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
-import psutil
 from optuna.trial import FrozenTrial, TrialState
 
+from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
+    ENDING,
     KNOWN_GOOD,
     MESSAGE,
     OWNER,
@@ -32,52 +36,74 @@ from xray_opt.tuning.records import (
 MOST_RETRIES = 2
 
 
-def this_process() -> dict[str, Any]:
-    """What tells this process from every other one, also across reboots and reused process numbers."""
-    return {
-        "host": socket.gethostname(),
-        "boot": round(psutil.boot_time()),
-        "pid": os.getpid(),
-        "started": round(psutil.Process().create_time(), 2),
-    }
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ends: ``state`` is COMPLETE (with its value), PRUNED or FAIL; ``notes`` are kept with it."""
+
+    state: str
+    value: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_dead(owner: dict[str, Any] | None) -> bool:
-    """Whether the owner can be known to be gone; a worker of another host is taken to live."""
-    if owner is None:
-        return True
-    if owner["host"] != socket.gethostname():
-        return False
-    if abs(owner["boot"] - psutil.boot_time()) > 60:
-        return True
+def failed(reason: str, message: str) -> Ending:
+    """The ending of a failed trial."""
+    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(message.split())[:500]})
+
+
+def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool:
+    """Write down how a trial ends, then end it; False where another worker took and ended it before.
+
+    May be called again after a failure of the storage, whatever the first call got done.
+    """
+    storage = study._storage
     try:
-        process = psutil.Process(owner["pid"])
-        same = abs(process.create_time() - owner["started"]) < 1
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        if ENDING not in storage.get_trial(trial_id).user_attrs:
+            storage.set_trial_user_attr(trial_id, ENDING, asdict(ending))
+        for key, value in ending.notes.items():
+            storage.set_trial_user_attr(trial_id, key, value)
+        study.tell(number, ending.value, state=TrialState[ending.state])
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        trial = storage.get_trial(trial_id)
+        if not trial.state.is_finished():
+            raise
+        return _as_json(trial.user_attrs.get(ENDING)) == _as_json(asdict(ending))
+    return True
+
+
+def _as_json(value: Any) -> str:
+    """For comparing: NaN is not equal to itself, its JSON is."""
+    return json.dumps(value, sort_keys=True)
 
 
 def reap(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
-    """End RUNNING trials of dead workers as FAIL ``worker-lost``; call under the study's lock.
+    """End RUNNING trials of dead workers; call under the study's lock.
 
-    ``lost`` is told of each before its state changes: if this process dies too, the next one tells it again.
+    ``lost`` is told of each ``worker-lost`` one before its state changes: if this process dies too, the next one tells
+    it again.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if is_dead(trial.user_attrs.get(OWNER)):
-            lost(record_of(trial))
-            end_failed(study, trial, "worker-lost", "the worker of this trial ended without a word")
+        if not is_dead(trial.user_attrs.get(OWNER)):
+            continue
+        if written := trial.user_attrs.get(ENDING):
+            end(study, trial.number, trial._trial_id, Ending(**written))
+            continue
+        lost(record_of(trial))
+        ending = failed("worker-lost", "the worker of this trial ended without a word")
+        end(study, trial.number, trial._trial_id, ending)
 
 
-def end_failed(study: optuna.Study, trial: FrozenTrial, reason: str, message: str) -> None:
-    """FAIL with its reason; a trial that is over already is left as it is."""
-    storage = study._storage
-    try:
-        storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-        storage.set_trial_user_attr(trial._trial_id, MESSAGE, message)
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return
+def end_interrupted(study: optuna.Study, worker: str) -> list[FrozenTrial]:
+    """End what a worker of this process still holds (Ctrl-C); call under the study's lock. Gives the trials ended."""
+    held = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if trial.user_attrs.get(OWNER) is None or trial.user_attrs[OWNER].get("worker") == worker
+    ]
+    for trial in held:
+        written = trial.user_attrs.get(ENDING)
+        ending = Ending(**written) if written else failed("interrupted", "stopped by the user")
+        end(study, trial.number, trial._trial_id, ending)
+    return held
 
 
 def requeue(study: optuna.Study) -> None:

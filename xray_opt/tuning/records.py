@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.config import Config
 from xray_opt.config.dotted import Scalar
-from xray_opt.errors import Pruned
+from xray_opt.errors import Pruned, TrainingError
 
 #: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
-OWNER, REASON, MESSAGE = "owner", "reason", "message"
+OWNER, ENDING, REASON, MESSAGE = "owner", "ending", "reason", "message"
 RETRY_OF, CHECKPOINT_OF, RETRIES, KNOWN_GOOD = "retry_of", "checkpoint_of", "retries", "known_good"
 #: Reasons of a FAIL that says nothing of the trial: its worker died, or was told to stop.
 RESUMABLE = ("worker-lost", "interrupted")
@@ -100,6 +100,12 @@ class Outcome:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+class TrialTaken(TrainingError):
+    """Another worker took this trial for lost and ended it: what goes on here is discarded."""
+
+    reason = "worker-lost"
+
+
 @dataclass(frozen=True)
 class TrialContext:
     """A running trial as its objective sees it.
@@ -115,24 +121,33 @@ class TrialContext:
     checkpoint: Path
     retry_of: int | None
     trial: optuna.Trial = field(repr=False)
+    patient: Callable[[Callable[[], Any]], Any] = field(repr=False)
 
     def report(self, epoch: int, value: float) -> None:
         """Report an epoch's value; at the last epoch there is nothing left to prune.
 
         Raises:
             Pruned: the pruner gives the trial up.
+            TrialTaken: another worker ended the trial.
+            StudyError: the storage stayed away.
         """
         self.replay(epoch, value)
-        if epoch < self.config.training.epochs and self.trial.should_prune():
+        if epoch < self.config.training.epochs and self.patient(self.trial.should_prune):
             raise Pruned(epoch)
 
     def replay(self, epoch: int, value: float) -> None:
         """Report an epoch that was trained before the trial was lost; never prunes."""
-        self.trial.report(value, epoch)
+        self._store(lambda: self.trial.report(value, epoch))
 
     def note(self, key: str, value: Any) -> None:
         """Keep ``value`` (JSON-ready) with the trial at once."""
-        self.trial.set_user_attr(key, value)
+        self._store(lambda: self.trial.set_user_attr(key, value))
+
+    def _store(self, action: Callable[[], None]) -> None:
+        try:
+            self.patient(action)
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise TrialTaken(f"trial {self.number} was taken for lost and ended by another worker") from error
 
 
 Objective = Callable[[TrialContext], Outcome]
@@ -142,7 +157,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     """The plain record of Optuna's frozen trial."""
     over = trial.datetime_start is not None and trial.datetime_complete is not None
     seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if over else None  # type: ignore[operator]
-    notes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, REASON, MESSAGE)}
+    notes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, ENDING, REASON, MESSAGE)}
     return TrialRecord(
         number=trial.number,
         state=trial.state.name,

@@ -37,12 +37,16 @@ def _build(config: SamplerConfig, seed: int, drawn: int) -> BaseSampler:
     if config.name == "cmaes":
         import cmaes  # noqa: F401  Optuna imports it late, in the middle of a trial
 
-        return optuna.samplers.CmaEsSampler(n_startup_trials=startup, seed=drawn)
+        return optuna.samplers.CmaEsSampler(n_startup_trials=startup, seed=drawn, warn_independent_sampling=False)
     if config.name == "gp":
-        return optuna.samplers.GPSampler(n_startup_trials=startup, seed=drawn)
+        return optuna.samplers.GPSampler(n_startup_trials=startup, seed=drawn, warn_independent_sampling=False)
     if config.name == "qmc":
-        # One sequence a study: its points are told apart by the trial, not by the seed.
-        return optuna.samplers.QMCSampler(scramble=True, seed=seed)
+        # One sequence a study: its points are told apart by the trial, not by the seed. What is outside the sequence
+        # (parameters that the first trial did not have) is drawn at random, anew in each trial.
+        rest = optuna.samplers.RandomSampler(seed=drawn)
+        return optuna.samplers.QMCSampler(
+            scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False
+        )
     # `group` lets the joint model handle parameters that not every trial has.
     joint = config.multivariate
     return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=joint, group=joint, seed=drawn)

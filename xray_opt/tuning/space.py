@@ -13,10 +13,12 @@ from xray_opt.config.dotted import Scalar
 def suggest(trial: optuna.Trial, space: Iterable[Parameter], config: Config) -> dict[str, Scalar]:
     """Dotted name → value for this trial; a parameter whose condition does not hold is not asked for.
 
-    Conditions see the fixed settings of ``config`` and the parameters above them.
+    Conditions see the fixed settings of ``config`` and the parameters above them that were asked for themselves.
     """
+    space = tuple(space)
+    searched = {parameter.name for parameter in space}
     chosen: dict[str, Scalar] = {}
-    values = flatten(config)
+    values = {name: value for name, value in flatten(config).items() if name not in searched}
     for parameter in space:
         if parameter.applies(values):
             chosen[parameter.name] = values[parameter.name] = _suggest_one(trial, parameter)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 import sqlalchemy
@@ -18,19 +22,54 @@ from xray_opt.errors import ConfigError, StudyError
 
 #: Seconds that a writer waits for another one; SQLite's default of 5 loses workers.
 BUSY = 60
+#: Seconds that a worker waits for a storage that is away before it gives up.
+PATIENCE = 60.0
+
+T = TypeVar("T")
 
 
-def storage_url(workspace: Workspace, configured: str | None = None) -> str:
-    """The study file's storage, else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace."""
-    return configured or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+class StorageAway(StudyError):
+    """The storage did not come back in time; the running trial stays as it is and is resumed by the next start."""
+
+
+def storage_url(workspace: Workspace, storage: str | None = None) -> str:
+    """``storage`` (a study file's), else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace."""
+    return storage or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
+
+
+def storage_digest(url: str) -> str:
+    """Which storage this is, without its secrets: 16 hex digits of a SHA-256 over kind, place and database.
+
+    User, password, driver and options do not count; a SQLite file counts by its resolved path.
+
+    Raises:
+        ConfigError: not a URL.
+    """
+    parsed = _parsed(url)
+    place: tuple[object, ...]
+    if parsed.get_backend_name() == "sqlite":
+        place = (sqlite_file(url),)
+    else:
+        # A socket's folder stands among the options; it is a place all the same.
+        host, port = (parsed.query.get(key) for key in ("host", "port"))
+        place = (host or (parsed.host or "").lower(), port or parsed.port or 5432, parsed.database)
+    return hashlib.sha256("\0".join(map(str, (parsed.get_backend_name(), *place))).encode()).hexdigest()[:16]
+
+
+def _parsed(url: str) -> sqlalchemy.URL:
+    try:
+        return sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
 
 
 def masked(url: str) -> str:
-    """The URL without its password."""
+    """The URL without its password, be it before the host or among the options."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return "the storage URL"
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", shown)
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -40,24 +79,53 @@ def open_storage(url: str) -> RDBStorage:
         ConfigError: not a URL of SQLite or PostgreSQL.
         StudyError: it cannot be reached.
     """
-    try:
-        backend = sqlalchemy.make_url(url).get_backend_name()
-    except sqlalchemy.exc.ArgumentError as error:
-        raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
+    backend = _parsed(url).get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise ConfigError(f"storage {masked(url)}: only sqlite and postgresql are supported")
-    if backend == "sqlite" and (file := sqlite_file(url)):
-        file.parent.mkdir(parents=True, exist_ok=True)
     options = {"connect_args": {"timeout": BUSY}} if backend == "sqlite" else {"pool_pre_ping": True}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Two workers that make the tables at once would trip over each other.
-    with reachable(url), _file_lock(url) if backend == "sqlite" else nullcontext():
+    with reachable(url):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            if backend == "sqlite" and (file := sqlite_file(url)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            # Two workers that make the tables at once would trip over each other. No study has a colon in its name.
+            with _file_lock(url) if backend == "sqlite" else _advisory_lock(_one_connection(url), ":tables"):
+                return RDBStorage(url, engine_kwargs=options)
         except ImportError as error:
-            raise ConfigError(f"storage {masked(url)} needs its driver: {error}") from error
+            raise ConfigError(f"storage {masked(url)} needs its driver: {_line(error)}") from error
+        except OSError as error:
+            raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
         except RuntimeError as error:
             raise StudyError(f"storage {masked(url)} is of another Optuna version: {_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Does things with a storage again and again for a while: a database may restart, or be busy."""
+
+    url: str
+    say: Callable[[str], None]
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives; it must bear to be done twice.
+
+        Raises:
+            StorageAway: the storage failed for ``PATIENCE`` seconds.
+        """
+        deadline, wait = time.monotonic() + PATIENCE, 0.25
+        while True:
+            try:
+                return action()
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                cause = _line(error.__cause__ or error)
+                if time.monotonic() + wait >= deadline:
+                    raise StorageAway(
+                        f"storage {masked(self.url)} stayed away ({cause}); nothing is lost, run the same command again"
+                    ) from error
+            if wait == 0.25:
+                self.say(f"storage {masked(self.url)} is away ({cause}); waiting up to {PATIENCE:.0f} s")
+            time.sleep(wait)
+            wait = min(2 * wait, 8.0)
 
 
 @contextmanager
@@ -84,7 +152,7 @@ def study_lock(storage: RDBStorage, study: str) -> Iterator[None]:
 
     SQLite: a lock file beside the database. PostgreSQL: an advisory lock on a connection of its own.
     """
-    with _file_lock(storage.url) if storage.url.startswith("sqlite") else _advisory_lock(storage, study):
+    with _file_lock(storage.url) if storage.url.startswith("sqlite") else _advisory_lock(storage.engine, study):
         yield
 
 
@@ -100,11 +168,16 @@ def _file_lock(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _advisory_lock(storage: RDBStorage, study: str) -> Iterator[None]:
-    key = int.from_bytes(hashlib.sha256(f"xray-opt:{study}".encode()).digest()[:8], "big", signed=True)
-    with storage.engine.connect() as connection, connection.begin():
+def _advisory_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    key = int.from_bytes(hashlib.sha256(f"xray-opt:{name}".encode()).digest()[:8], "big", signed=True)
+    with engine.connect() as connection, connection.begin():
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
+
+
+def _one_connection(url: str) -> sqlalchemy.Engine:
+    """An engine whose connections are closed when they are done."""
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
 
 
 def _line(error: BaseException) -> str:

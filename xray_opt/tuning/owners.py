@@ -1,0 +1,84 @@
+"""Who runs a trial, and whether that worker can be known to be gone.
+
+Nothing here looks at the wall clock: a clock that is set must not make a living worker look dead. Linux gives the
+boot an id and counts a process's start from the boot; elsewhere psutil's start time has to do.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+#: Workers of this process that are at work; a trial of this process that belongs to none of them was left behind.
+AT_WORK: set[str] = set()
+
+
+@contextmanager
+def at_work() -> Iterator[str]:
+    """The name of one worker of this process, living until the block is left."""
+    name = uuid.uuid4().hex
+    AT_WORK.add(name)
+    try:
+        yield name
+    finally:
+        AT_WORK.discard(name)
+
+
+def this_worker(name: str) -> dict[str, Any]:
+    """What tells a worker from every other one, also across reboots and reused process numbers (JSON-ready)."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "started": started(os.getpid()),
+        "worker": name,
+    }
+
+
+def is_elsewhere(owner: dict[str, Any]) -> bool:
+    """Whether the owner runs on a host whose processes cannot be looked at from here."""
+    return bool(owner["host"] != socket.gethostname())
+
+
+def is_dead(owner: dict[str, Any] | None) -> bool:
+    """Whether the owner can be known to be gone; a worker of another host is taken to live."""
+    if owner is None:
+        return True
+    if is_elsewhere(owner):
+        return False
+    if owner["boot"] != _boot() or owner["started"] != started(owner["pid"]):
+        return True
+    return owner["pid"] == os.getpid() and owner["worker"] not in AT_WORK
+
+
+def _boot() -> str:
+    """Id of this boot; empty where the system has none (the process's start time tells boots apart then)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> str | None:
+    """When a process started, as the system counts it; none if it is over (a zombie is)."""
+    try:
+        # The name, in brackets, may itself hold blanks and brackets; state and start are fields 3 and 22.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else f"tick {fields[19]}"
+    except OSError:
+        return _started_by_psutil(pid)
+
+
+def _started_by_psutil(pid: int) -> str | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.0f}"
+    except psutil.NoSuchProcess:
+        return None
