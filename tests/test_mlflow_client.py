@@ -19,7 +19,7 @@ from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking
 
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import connect, embedded_uri, pages, speaking, without_credentials
+from xray_opt.mlflow_client import connect, pages, speaking, without_credentials
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_embedded_store_lies_in_the_workspace(tmp_path: Path) -> None:
     connection = embedded(tmp_path)
     mlruns = tmp_path.resolve() / "workspace" / "mlruns"
     assert connection.local
-    assert connection.uri == f"sqlite:///{mlruns}/mlflow.db" == embedded_uri(connection.workspace)
+    assert connection.uri == f"sqlite:///{mlruns}/mlflow.db" == connection.workspace.mlflow_uri
     assert connection.artifact_root == mlruns / "artifacts"
     assert connection.artifact_root.is_dir()
     assert connection.client.search_runs(["0"]) == []

@@ -82,7 +82,7 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     # It warns that no pip was found, wherever uv made the environment.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri or uri == embedded_uri(workspace):
+    if not uri or uri == workspace.mlflow_uri:
         return _embedded(workspace)
     # "databricks" has no scheme either, and is not this machine.
     local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
@@ -90,11 +90,6 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
         if urlsplit(uri).scheme in ("http", "https"):
             _probe(uri)
         return Connection(MlflowClient(uri, uri), uri, local, None, workspace)
-
-
-def embedded_uri(workspace: Workspace) -> str:
-    """Tracking URI of the workspace's embedded store."""
-    return f"sqlite:///{workspace.mlruns.resolve() / 'mlflow.db'}"
 
 
 def without_credentials(text: str) -> str:
@@ -125,7 +120,7 @@ def pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
 
 def _embedded(workspace: Workspace) -> Connection:
     """The first caller creates the tables; others wait for it, as MLflow's migrations do not stand two at once."""
-    uri, artifacts = embedded_uri(workspace), workspace.mlruns.resolve() / "artifacts"
+    uri, artifacts = workspace.mlflow_uri, workspace.mlruns.resolve() / "artifacts"
     with speaking(uri, "open the embedded store (is the folder writable, is the disk full?)"):
         artifacts.mkdir(parents=True, exist_ok=True)
         with open(workspace.mlruns / ".lock", "w") as lock:

@@ -6,7 +6,8 @@ of other people's studies look just like orphans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +16,58 @@ from mlflow.exceptions import MlflowException
 
 from xray_opt.config import Workspace
 from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
+from xray_opt.tracking.agreement import PARENT, child_runs
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
 from xray_opt.tracking.ranking import RANKED, logged_models, models_of
+from xray_opt.tracking.store import run_exists
+from xray_opt.tracking.study import STORAGE
 
-STUDY, TRIAL = "xray_opt.study", "xray_opt.trial"
-
-
-def study_runs(connection: Connection, study: str) -> list[str]:
-    """Ids of all runs of a study, the parent last, so that a kill while deleting leaves the study's run."""
-    with speaking(connection.uri, f"list the runs of the study {study}"):
-        runs = list(_runs(connection, f"tags.`{STUDY}` = '{study}'"))
-    return [run.info.run_id for run in sorted(runs, key=lambda run: run.data.tags.get("xray_opt.role") == "study")]
+STUDY = "xray_opt.study"
 
 
-def trial_runs(connection: Connection, study: str, trial: int) -> list[str]:
-    """Ids of the runs of one trial: one, or none if its worker died before it made any."""
-    condition = f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{trial}'"
-    with speaking(connection.uri, f"list the runs of trial {trial}"):
-        return [run.info.run_id for run in _runs(connection, condition)]
+@dataclass(frozen=True)
+class KnownStudies:
+    """What the storage of one digest holds.
+
+    Attributes:
+        parents: ids of its studies' runs.
+        starting: names of the studies that have not noted their run yet.
+    """
+
+    parents: frozenset[str]
+    starting: frozenset[str]
 
 
-def orphan_runs(connection: Connection, known_studies: Collection[str]) -> list[str]:
-    """Ids of the embedded store's runs whose study is not known any more; none in any other store.
+def study_runs(connection: Connection, parent_id: str) -> list[str]:
+    """Ids of the runs below a study's run and its own, last, so that a kill while deleting leaves the study's run."""
+    if not run_exists(connection, parent_id):
+        return []
+    return [run.info.run_id for run in child_runs(connection, parent_id, view=ViewType.ALL)] + [parent_id]
+
+
+def orphan_runs(connection: Connection, storages: Mapping[str, KnownStudies]) -> tuple[list[str], list[str]]:
+    """Ids of the embedded store's runs whose study is gone, and of those that cannot be judged; none in other stores.
 
     A run with a registered version is kept: the version refers to it.
+
+    Args:
+        storages: digest → what the storages that can be read now hold; runs of other storages cannot be judged.
     """
     if connection.artifact_root is None:
-        return []
+        return [], []
+    orphans, unknown = [], []
     with speaking(connection.uri, "list runs"):
         registered = {version.run_id for version in _versions(connection)}
-        return [
-            run.info.run_id
-            for run in _runs(connection, "")
-            if run.data.tags.get(STUDY, "") not in {"", *known_studies} and run.info.run_id not in registered
-        ]
+        for run in _runs(connection, ""):
+            tags = run.data.tags
+            if STUDY not in tags or run.info.run_id in registered:
+                continue
+            storage = storages.get(tags.get(STORAGE, ""))
+            if storage is None:
+                unknown.append(run.info.run_id)
+            elif tags.get(PARENT, run.info.run_id) not in storage.parents and tags[STUDY] not in storage.starting:
+                orphans.append(run.info.run_id)
+    return orphans, unknown
 
 
 def delete_run(connection: Connection, run_id: str) -> None:
