@@ -42,16 +42,14 @@ print(settle_once(connection).version)
 
 def settle_once(connection: Connection):
     opened = open_study(STUDY, connection.workspace, "d" * 64)
-    with Tracking.open(connection, STUDY.name, {}, known=lambda: opened.notes.get("mlflow_parent")) as tracking:
-        opened.annotate("mlflow_parent", tracking.parent_id)
+    with Tracking.open(connection, STUDY.name, {}) as tracking:
         return settle(opened, tracking, connection, base(), {"xray_opt.study": STUDY.name})
 
 
 def searched(connection: Connection, folder: Path, total: int) -> OpenStudy:
     """A study whose trials have real runs with real, untrained adapters."""
     opened = open_study(STUDY, connection.workspace, "d" * 64)
-    with Tracking.open(connection, STUDY.name, {}, known=lambda: opened.notes.get("mlflow_parent")) as tracking:
-        opened.annotate("mlflow_parent", tracking.parent_id)
+    with Tracking.open(connection, STUDY.name, {}) as tracking:
 
         def objective(trial):
             value = VALUES[trial.number]

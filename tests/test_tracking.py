@@ -25,7 +25,6 @@ from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, TrackingE
 from xray_opt.metrics import Scores
 from xray_opt.mlflow_client import Connection
 from xray_opt.tracking import (
-    KnownStudies,
     RankedTrial,
     Run,
     Tracking,
@@ -41,7 +40,6 @@ from xray_opt.tracking import (
     tag_run,
     unreferenced_artifacts,
 )
-from xray_opt.tracking.study import Known
 from xray_opt.trainer import Epoch
 
 
@@ -52,7 +50,8 @@ def study() -> str:
 
 
 def tags(study: str) -> dict[str, str]:
-    return {"xray_opt.study": study, "xray_opt.storage": STORAGE_DIGEST, "xray_opt.manifest_sha256": "d" * 64}
+    own = {"xray_opt.study": study, "xray_opt.study_id": f"id of {study}", "xray_opt.storage": STORAGE_DIGEST}
+    return own | {"xray_opt.manifest_sha256": "d" * 64}
 
 
 def epoch(number: int, f1: float = 0.5) -> Epoch:
@@ -104,12 +103,12 @@ def test_two_parents_made_at_once_become_one(
     look = module._study_run
     others = []
 
-    def late(at: Connection, experiment_id: str, own: Mapping[str, str], known: Known | None) -> str | None:
+    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> str | None:
         if not others:
             run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study", **own})
             others.append(run.info.run_id)
             return None
-        return look(at, experiment_id, own, known)
+        return look(at, experiment_id, own)
 
     monkeypatch.setattr(module, "_study_run", late)
     with Tracking.open(connection, study, tags(study)) as tracking:
@@ -119,33 +118,19 @@ def test_two_parents_made_at_once_become_one(
 
 
 def test_studies_of_one_name_have_runs_of_their_own(connection: Connection, study: str) -> None:
-    """Deleted by hand and made anew, or in two storages: the study's own note tells which run is its own."""
-    noted: list[str] = []
-    with Tracking.open(connection, study, tags(study)) as first, first.run("r", CONFIG, {}, {"xray_opt.trial": "0"}):
+    """Deleted and made anew, or in two storages: the study's id tells which run is its own."""
+    trial = {"xray_opt.trial": "0"}
+    anew = tags(study) | {"xray_opt.study_id": "another"}
+    with Tracking.open(connection, study, tags(study)) as first, first.run("r", CONFIG, {}, trial):
         pass
-    elsewhere = tags(study) | {"xray_opt.storage": "b" * 16}
-    with Tracking.open(connection, study, elsewhere) as other:
-        assert other.parent_id != first.parent_id
-    with Tracking.open(connection, study, tags(study), known=lambda: next(iter(noted), None)) as anew:
-        noted.append(anew.parent_id)
-        assert anew.parent_id not in (first.parent_id, other.parent_id)
-        with anew.run("r", CONFIG, {}, {"xray_opt.trial": "0"}):
-            pass
-    with Tracking.open(connection, study, tags(study), known=lambda: noted[0]) as again:
-        assert again.parent_id == noted[0]
-    again.close_trial(0, "worker-lost")
+    with Tracking.open(connection, study, anew) as second, second.run("r", CONFIG, {}, trial):
+        pass
+    assert second.parent_id != first.parent_id
+    with Tracking.open(connection, study, anew) as again:
+        assert again.parent_id == second.parent_id
+        again.close_trial(0, "worker-lost")
     assert [run.info.status for run in child_runs(connection, first.parent_id)] == ["FINISHED"]
-    assert [run.info.status for run in child_runs(connection, noted[0])] == ["FAILED"]
-
-
-def test_a_worker_that_looks_before_the_note_is_written_finds_it_when_it_matters(
-    connection: Connection, study: str
-) -> None:
-    answers: list[str | None] = []
-    with Tracking.open(connection, study, tags(study)) as first, first.run("r", CONFIG, {}, {"xray_opt.trial": "0"}):
-        answers += [None, first.parent_id]
-        with Tracking.open(connection, study, tags(study), known=lambda: answers.pop(0)) as late:
-            assert late.parent_id == first.parent_id
+    assert [run.info.status for run in child_runs(connection, second.parent_id)] == ["FAILED"]
 
 
 def test_run_states_follow_the_trials(connection: Connection, study: str) -> None:
@@ -590,12 +575,12 @@ def test_a_deleted_study_leaves_no_run(connection: Connection, study: str, tmp_p
     run_id, _ = finished_run(connection, tmp_path, study)
     with Tracking.open(connection, study, tags(study)) as tracking:
         tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
-    runs = study_runs(connection, tracking.parent_id)
+    runs = study_runs(connection, f"id of {study}")
     assert runs == [run_id, tracking.parent_id]
     for each in runs:
         delete_run(connection, each)
         delete_run(connection, each)
-    assert study_runs(connection, "f" * 32) == []
+    assert study_runs(connection, f"id of {study}") == []
     view = ViewType.ALL if connection.local else ViewType.ACTIVE_ONLY
     assert connection.client.search_runs([tracking.experiment_id], run_view_type=view) == []
     assert ranked(connection, study) == {}
@@ -611,17 +596,15 @@ def test_orphans_are_runs_of_gone_studies_in_the_own_store_only(
         pass
     with Tracking.open(connection, "train", {}, parent=False) as tracking, tracking.run("r", CONFIG, {}, {}):
         pass
-    own = connection.artifact_root is not None
-    mine = {run_id, parent.parent_id} if own else set()
+    mine = [parent.parent_id, run_id] if connection.artifact_root else []
 
-    def judged(parents: set[str], starting: set[str], digest: str = STORAGE_DIGEST) -> tuple[set[str], set[str]]:
-        found = orphan_runs(connection, {digest: KnownStudies(frozenset(parents), frozenset(starting))})
-        return set(found[0]), set(found[1])
+    def judged(identity: str, digest: str = STORAGE_DIGEST) -> tuple[list[str], ...]:
+        found = orphan_runs(connection, {digest: {identity}})
+        return tuple(sorted(runs, key=[run_id, parent.parent_id].index, reverse=True) for runs in found)
 
-    assert judged({parent.parent_id}, set()) == (set(), set())
-    assert judged(set(), {study}) == (set(), set())
-    assert judged({"f" * 32}, {"other"}) == (mine, set())
-    assert judged({"f" * 32}, {"other"}, "another storage") == (set(), mine)
+    assert judged(f"id of {study}") == ([], [])
+    assert judged("id of another") == (mine, [])
+    assert judged("id of another", "digest of another") == ([], mine)
 
 
 def test_unreferenced_artifacts_are_those_of_no_run_or_model(tmp_path: Path, study: str) -> None:

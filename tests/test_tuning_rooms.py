@@ -173,10 +173,11 @@ def test_owners_are_told_apart():
         assert is_dead(None)
         assert is_dead(me | {"pid": 2**22 + 1})
         assert is_dead(me | {"started": "tick 1"})
-        assert is_dead(me | {"boot": "another"})
         assert is_dead(me | {"worker": "one that left a trial behind in this process"})
-        assert is_elsewhere(me | {"host": "elsewhere"})
-        assert not is_dead(me | {"host": "elsewhere", "pid": 2**22 + 1})
+        assert not is_elsewhere(me)
+        for there in ({"sight": "another boot or container"}, {"sight": None}):
+            assert is_elsewhere(me | there)
+            assert not is_dead(me | there | {"pid": 2**22 + 1})
     assert is_dead(me)
 
 
@@ -189,6 +190,17 @@ def test_a_zombie_is_dead():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # over, but not collected
         assert is_dead(owner)
     process.wait()
+
+
+def test_a_process_that_only_its_own_user_may_see_is_not_dead(monkeypatch):
+    def forbidden(pid, sign):
+        raise PermissionError
+
+    with at_work() as name:
+        hidden = this_worker(name) | {"pid": 2**22 + 1}
+        assert is_dead(hidden)
+        monkeypatch.setattr("os.kill", forbidden)
+        assert not is_dead(hidden)
 
 
 def test_a_clock_that_is_set_kills_nobody(monkeypatch):

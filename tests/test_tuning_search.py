@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from xray_opt.config import Workspace, load_study
-from xray_opt.errors import DataError, NotFinite, OutOfMemory, StudyError, TrainingError
+from xray_opt.errors import DataError, NotFinite, OutOfMemory, StudyError, TrackingError, TrainingError
 from xray_opt.tuning import Outcome, open_study, read_study, storage_url
 from xray_opt.tuning.owners import at_work, this_worker
 
@@ -127,8 +127,8 @@ def test_failures_come_on_top_and_keep_their_reason(workspace):
             raise RuntimeError("odd\nthing")
         return Outcome(float("nan") if trial.number == 4 else 0.5)
 
-    tally = opened(workspace).tune(objective, 4)
-    assert (tally.complete, tally.failed) == (4, 3)
+    tally = opened(workspace).tune(objective, 16)
+    assert (tally.complete, tally.failed) == (16, 3)
     failed = {t.number: (t.reason, t.message) for t in read_study("fast", workspace).trials if t.state == "FAIL"}
     assert failed[1] == ("nan", "loss became NaN in epoch 2")
     assert failed[3] == ("error", "RuntimeError: odd thing")
@@ -139,20 +139,50 @@ def test_stops_when_the_first_three_fail_alike_and_goes_on_once_mended(workspace
     def objective(trial):
         raise OutOfMemory("no memory for one film")
 
-    with pytest.raises(StudyError, match="its first trials all failed alike: oom"):
-        opened(workspace).tune(objective, 20)
-    assert len(read_study("fast", workspace).trials) == 3
-    assert opened(workspace).tune(smooth, 4).stopped == "done"
+    said = []
+    for most in (3, 6):
+        with pytest.raises(StudyError, match=r"its first trials all failed alike: oom \(no memory for one film\)"):
+            opened(workspace).tune(objective, 40, say=said.append)
+        assert len(read_study("fast", workspace).trials) == most
+    assert opened(workspace).tune(smooth, 4, say=said.append).stopped == "done"
+    assert [line.split(" failed")[0] for line in said] == ["the 3", "the 6"]
+
+
+def every_second_fails(trial):
+    if trial.number % 2:
+        raise NotFinite(f"trial {trial.number}")
+    return Outcome(0.5)
 
 
 def test_stops_when_too_many_fail(workspace):
-    def objective(trial):
-        if trial.number % 2:
-            raise NotFinite(f"trial {trial.number}")
-        return Outcome(0.5)
+    with pytest.raises(StudyError, match=r"3 trials failed, of 12 at most 3 may \(the last: nan \(trial 5\)\)"):
+        opened(workspace).tune(every_second_fails, 12)
+    assert len(read_study("fast", workspace).trials) == 6
 
-    with pytest.raises(StudyError, match="4 trials failed, more than 3"):
-        opened(workspace).tune(objective, 12)
+
+def test_failures_are_counted_over_all_calls_until_the_study_was_stopped_by_them(workspace):
+    tally = opened(workspace).tune(every_second_fails, 3)
+    assert (tally.complete, tally.failed) == (3, 2)
+    with pytest.raises(StudyError, match="3 trials failed, of 12"):
+        opened(workspace).tune(every_second_fails, 12)
+    said = []
+    with pytest.raises(StudyError, match=r"3 trials failed, of 12 .*trial 11"):
+        opened(workspace).tune(every_second_fails, 12, say=said.append)
+    assert said == ["the 3 failed trials of before do not count any more: their cause is taken for mended"]
+    tally = opened(workspace).tune(smooth, 12)
+    assert (tally.complete + tally.pruned, tally.failed, tally.stopped) == (12, 6, "done")
+
+
+def test_a_study_that_worked_and_now_fails_three_times_alike_stops(workspace):
+    def objective(trial):
+        if trial.number < 4:
+            return Outcome(0.5)
+        raise OutOfMemory("no memory for one film")
+
+    opened(workspace).tune(objective, 4)
+    with pytest.raises(StudyError, match="first trials all failed alike"):
+        opened(workspace).tune(objective, 40)
+    assert len(read_study("fast", workspace).trials) == 7
 
 
 def test_what_would_stop_every_trial_is_raised(workspace):
@@ -243,25 +273,27 @@ def test_a_trial_that_another_worker_ended_is_discarded_with_one_line(workspace)
     assert all("discarded" in line for line in said)
 
 
-def test_a_trial_left_behind_in_this_process_is_found(workspace):
+def test_a_trial_left_behind_in_this_process_is_found(workspace, monkeypatch):
     def leaves(trial):
         raise GeneratorExit
 
-    with pytest.raises(GeneratorExit):
-        opened(workspace).tune(leaves, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message: [])
+        with pytest.raises(GeneratorExit):
+            opened(workspace).tune(leaves, 1)
     assert [t.state for t in trials(workspace)] == ["RUNNING"]
     tally = opened(workspace).tune(smooth, 1)
-    assert (tally.complete, tally.failed) == (1, 1)
+    assert (tally.complete, tally.failed, trials(workspace)[0].reason) == (1, 1, "worker-lost")
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_ctrl_c_between_two_steps_leaves_nothing_running(workspace, monkeypatch, stop):
     def interrupted(study, *rest, **options):
         raise stop
 
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "tell", interrupted)  # the ending is written down, the state is not
-        patch.setattr("xray_opt.tuning.search.end_interrupted", lambda study, worker: [])
+        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message: [])
         with pytest.raises(stop):
             opened(workspace).tune(smooth, 1)
     assert [t.state for t in trials(workspace)] == ["RUNNING"]
@@ -278,14 +310,39 @@ def test_ctrl_c_between_two_steps_leaves_nothing_running(workspace, monkeypatch,
     assert trials(workspace)[1].reason == "interrupted"
 
 
-def test_a_trial_of_another_host_is_waited_for_and_said_once(workspace):
-    study, said = opened(workspace), []
-    with at_work() as name:
-        trial = optuna.load_study(study_name="fast", storage=storage_url(workspace)).ask()
-        trial.set_user_attr("owner", this_worker(name) | {"host": "elsewhere"})
-    assert study.tune(smooth, 1, timeout=2.5, say=said.append).stopped == "timeout"
-    assert [line.split(" since")[0] for line in said] == ["waiting for trial 0, which runs on host elsewhere"]
-    assert trials(workspace)[0].state == "RUNNING"
+@pytest.mark.parametrize("away", [TrackingError("no answer from MLflow"), StudyError("storage x stayed away")])
+def test_a_store_that_is_away_interrupts_the_trial_and_the_next_start_resumes_it(workspace, away):
+    ended, lost, seen = [], [], []
+
+    def objective(trial):
+        seen.append((dict(trial.params), trial.checkpoint, trial.retry_of))
+        if len(seen) == 2:
+            trial.report(1, 0.5)
+            raise away
+        return Outcome(0.5)
+
+    with pytest.raises(type(away), match=str(away)):
+        opened(workspace).tune(objective, 3, ended=lambda record, checkpoint: ended.append((record, checkpoint)))
+    record, checkpoint = ended[-1]
+    assert (record.state, record.reason, record.message) == ("FAIL", "interrupted", str(away))
+    assert checkpoint == seen[1][1]
+    tally = opened(workspace).tune(objective, 3, lost=lambda record: lost.append((record.number, record.reason)))
+    assert (tally.complete, tally.failed, lost) == (3, 1, [(1, "interrupted")])
+    assert seen[2] == (*seen[1][:2], 1)
+
+
+def test_what_cannot_be_told_when_a_store_is_away_does_not_hide_the_first_error(workspace):
+    def objective(trial):
+        raise TrackingError("no answer from MLflow")
+
+    def ended(record, checkpoint):
+        raise TrackingError("nor now")
+
+    said = []
+    with pytest.raises(TrackingError, match="no answer"):
+        opened(workspace).tune(objective, 3, ended=ended, say=said.append)
+    assert said == ["nor now"]
+    assert trials(workspace)[0].reason == "interrupted"
 
 
 def test_a_storage_that_is_away_for_a_moment_costs_no_trial(workspace, monkeypatch):
@@ -308,7 +365,7 @@ def test_a_storage_that_stays_away_is_one_line_and_the_trial_is_resumed(workspac
     def away(self, *arguments):
         raise optuna.exceptions.StorageInternalError("no\nroute")
 
-    monkeypatch.setattr("xray_opt.tuning.storage.PATIENCE", 0.5)
+    monkeypatch.setattr("xray_opt.tuning.search.PATIENCE", 0.5)
     with monkeypatch.context() as patch:
         patch.setattr(optuna.storages.RDBStorage, "set_trial_intermediate_value", away)
         with pytest.raises(StudyError, match="stayed away \\(no route\\); nothing is lost"):

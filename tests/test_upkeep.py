@@ -1,9 +1,12 @@
 """Deleting a study, and collecting what nobody refers to."""
 
-from xray_opt.config import TrackingConfig
+import pytest
+
+from xray_opt.config import PrunerConfig, StudyConfig, TrackingConfig
+from xray_opt.errors import StudyError
 from xray_opt.mlflow_client import connect
 from xray_opt.places import mark_state
-from xray_opt.tuning import delete_study, list_studies, storage_digest, storage_url
+from xray_opt.tuning import Outcome, delete_study, list_studies, open_study, storage_digest, storage_url
 from xray_opt.upkeep import collect_garbage
 
 
@@ -94,6 +97,24 @@ def test_deleting_a_study_takes_its_runs_but_not_its_model(place):
     film = str(next((place.films / "val" / "NORMAL").iterdir()))
     assert place.run("predict", film).returncode == 0
     assert place.run("study", "delete", "tiny", "--yes").returncode == 6
+
+
+def test_a_study_at_work_is_not_deleted_unless_forced(place):
+    answers = []
+
+    def objective(trial):
+        for more in ([], ["--force"]):
+            answers.append(place.run("study", "delete", "busy", "--yes", *more))
+        return Outcome(0.5)
+
+    opened = open_study(StudyConfig("busy", pruner=PrunerConfig("none")), place.workspace, "d" * 64)
+    with pytest.raises(StudyError):  # its study is gone
+        opened.tune(objective, 1)
+    refused, forced = answers
+    assert (refused.returncode, refused.stderr.count("\n")) == (6, 1), refused.stderr
+    assert "is at work" in refused.stderr
+    assert forced.returncode == 0, forced.stderr
+    assert list_studies(place.workspace) == []
 
 
 def test_delete_asks_first(tuned):

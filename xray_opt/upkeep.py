@@ -11,14 +11,16 @@ from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.dataset import Manifest
 from xray_opt.errors import DataError, XrayError
 from xray_opt.mlflow_client import Connection, connect
-from xray_opt.places import PARENT, Place, known_storages, state_marks
-from xray_opt.tracking import KnownStudies, delete_run, orphan_runs, study_runs, unreferenced_artifacts
+from xray_opt.places import Place, known_storages, state_marks
+from xray_opt.tracking import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tuning import (
+    IDENTITY,
     RESUMABLE,
     StudyRecord,
     delete_study,
     list_studies,
     read_study,
+    require_idle,
     storage_digest,
     storage_url,
 )
@@ -47,15 +49,17 @@ def delete_whole_study(place: Place, workspace: Workspace, force: bool = False) 
         StudyError: no such study, or a worker is at work on it.
     """
     name = str(place.study)
-    parent = read_study(name, workspace, place.storage).notes.get(PARENT)
+    identity = read_study(name, workspace, place.storage).notes.get(IDENTITY)
+    if not force:
+        require_idle(name, workspace, place.storage)
     connection = connect(place.tracking(workspace), workspace)
-    runs = study_runs(connection, str(parent)) if parent else []
+    runs = study_runs(connection, identity) if identity else []
     for run_id in runs:
         delete_run(connection, run_id)
     folder = workspace.study_folder(name)
     if state_marks(folder) <= {storage_digest(storage_url(workspace, place.storage))}:
         shutil.rmtree(folder, ignore_errors=True)
-    delete_study(name, workspace, place.storage)
+    delete_study(name, workspace, place.storage, force)
     return {"runs": len(runs)}
 
 
@@ -148,13 +152,7 @@ def _caches(workspace: Workspace) -> Iterator[Garbage]:
 
 
 def _runs(connection: Connection, studies: Studies, say: Callable[[str], None]) -> Iterator[Garbage]:
-    known = {
-        digest: KnownStudies(
-            frozenset(str(study.notes[PARENT]) for study in held if PARENT in study.notes),
-            frozenset(study.name for study in held if PARENT not in study.notes),
-        )
-        for digest, held in studies.items()
-    }
+    known = {digest: {str(study.notes.get(IDENTITY)) for study in held} for digest, held in studies.items()}
     orphans, unknown = orphan_runs(connection, known)
     if unknown:
         say(

@@ -21,9 +21,10 @@ from xray_opt.experiment import Job, run_experiment
 from xray_opt.mlflow_client import connect
 from xray_opt.places import PARENT, STORE, mark_state
 from xray_opt.settling import settle
-from xray_opt.tracking import STORAGE, Tracking, TrialEnd, data_tags, require_same_store, store_note
+from xray_opt.tracking import STORAGE, STUDY_ID, Tracking, TrialEnd, data_tags, require_same_store, store_note
 from xray_opt.trainer import Epoch, discard_checkpoint
 from xray_opt.tuning import (
+    IDENTITY,
     RESUMABLE,
     OpenStudy,
     Outcome,
@@ -107,9 +108,13 @@ def _tune(
     images = open_images(
         manifest, study.config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n)
     )
-    tags = {"xray_opt.study": study.name, STORAGE: storage_digest(storage_url(workspace, study.storage))}
+    tags = {
+        "xray_opt.study": study.name,
+        STUDY_ID: str(opened.notes[IDENTITY]),
+        STORAGE: storage_digest(storage_url(workspace, study.storage)),
+    }
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
-    with Tracking.open(connection, study.name, tags, known=lambda: opened.notes.get(PARENT)) as tracking:
+    with Tracking.open(connection, study.name, tags) as tracking:
         opened.annotate(STORE, store_note(connection))
         opened.annotate(PARENT, tracking.parent_id)
         _describe_once(opened, tracking, manifest, base, watcher)
@@ -119,7 +124,7 @@ def _tune(
             objective,
             total,
             timeout,
-            lost=lambda record: tracking.close_trial(record.number, "worker-lost"),
+            lost=lambda record: tracking.close_trial(record.number, record.reason or "worker-lost"),
             ended=objective.ended,
             say=watcher.say,
         )

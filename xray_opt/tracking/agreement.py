@@ -16,6 +16,8 @@ from xray_opt.mlflow_client import Connection, pages, speaking
 from xray_opt.tracking.run import Ending, close
 
 TRIAL, PARENT = "xray_opt.trial", "mlflow.parentRunId"
+#: Tags of all runs of a study: its own id, as its name may be used anew, and the digest of the storage that holds it.
+STUDY_ID, STORAGE = "xray_opt.study_id", "xray_opt.storage"
 #: Tags that tell how a run ended.
 TOLD = ("reason", "error", "pruned_epoch")
 
@@ -56,9 +58,7 @@ def agree(connection: Connection, parent_id: str, trials: Iterable[TrialEnd]) ->
     return dict(repaired)
 
 
-def child_runs(
-    connection: Connection, parent_id: str, trial: int | None = None, view: int = ViewType.ACTIVE_ONLY
-) -> list[Run]:
+def child_runs(connection: Connection, parent_id: str, trial: int | None = None) -> list[Run]:
     """Runs below a study's run: all, or those of one trial (one, or none if its worker died before it made any)."""
     client = connection.client
     condition = f"tags.`{PARENT}` = '{parent_id}'"
@@ -66,7 +66,9 @@ def child_runs(
         condition += f" and tags.`{TRIAL}` = '{trial}'"
     with speaking(connection.uri, f"list the runs of the study's run {parent_id}"):
         experiment = [client.get_run(parent_id).info.experiment_id]
-        return list(pages(lambda token: client.search_runs(experiment, condition, view, 1000, page_token=token)))
+        return list(
+            pages(lambda token: client.search_runs(experiment, condition, ViewType.ACTIVE_ONLY, 1000, page_token=token))
+        )
 
 
 def _repair(connection: Connection, run: Run, end: Ending) -> None:

@@ -6,8 +6,7 @@ of other people's studies look just like orphans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,25 @@ from mlflow.exceptions import MlflowException
 
 from xray_opt.config import Workspace
 from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
-from xray_opt.tracking.agreement import PARENT, child_runs
+from xray_opt.tracking.agreement import STORAGE, STUDY_ID
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
 from xray_opt.tracking.ranking import RANKED, logged_models, models_of
-from xray_opt.tracking.store import run_exists
-from xray_opt.tracking.study import STORAGE
-
-STUDY = "xray_opt.study"
 
 
-@dataclass(frozen=True)
-class KnownStudies:
-    """What the storage of one digest holds.
-
-    Attributes:
-        parents: ids of its studies' runs.
-        starting: names of the studies that have not noted their run yet.
-    """
-
-    parents: frozenset[str]
-    starting: frozenset[str]
+def study_runs(connection: Connection, study_id: str) -> list[str]:
+    """Ids of all runs of a study, its own run last, so that a kill while deleting leaves that one."""
+    with speaking(connection.uri, f"list the runs of the study {study_id}"):
+        runs = list(_runs(connection, f"tags.`{STUDY_ID}` = '{study_id}'"))
+    return [run.info.run_id for run in sorted(runs, key=lambda run: run.data.tags.get("xray_opt.role") == "study")]
 
 
-def study_runs(connection: Connection, parent_id: str) -> list[str]:
-    """Ids of the runs below a study's run and its own, last, so that a kill while deleting leaves the study's run."""
-    if not run_exists(connection, parent_id):
-        return []
-    return [run.info.run_id for run in child_runs(connection, parent_id, view=ViewType.ALL)] + [parent_id]
-
-
-def orphan_runs(connection: Connection, storages: Mapping[str, KnownStudies]) -> tuple[list[str], list[str]]:
+def orphan_runs(connection: Connection, storages: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]]:
     """Ids of the embedded store's runs whose study is gone, and of those that cannot be judged; none in other stores.
 
     A run with a registered version is kept: the version refers to it.
 
     Args:
-        storages: digest → what the storages that can be read now hold; runs of other storages cannot be judged.
+        storages: digest → ids of the studies of every storage that can be read now; runs of others cannot be judged.
     """
     if connection.artifact_root is None:
         return [], []
@@ -60,12 +42,11 @@ def orphan_runs(connection: Connection, storages: Mapping[str, KnownStudies]) ->
         registered = {version.run_id for version in _versions(connection)}
         for run in _runs(connection, ""):
             tags = run.data.tags
-            if STUDY not in tags or run.info.run_id in registered:
+            if "xray_opt.study" not in tags or run.info.run_id in registered:
                 continue
-            storage = storages.get(tags.get(STORAGE, ""))
-            if storage is None:
+            if tags.get(STORAGE) not in storages:
                 unknown.append(run.info.run_id)
-            elif tags.get(PARENT, run.info.run_id) not in storage.parents and tags[STUDY] not in storage.starting:
+            elif tags.get(STUDY_ID) not in storages[tags[STORAGE]]:
                 orphans.append(run.info.run_id)
     return orphans, unknown
 

@@ -43,13 +43,13 @@ def require_same_store(connection: Connection, study: str, kept: Mapping[str, An
     )
 
 
-def run_exists(connection: Connection, run_id: str, active: bool = False) -> bool:
-    """Whether the store has a run of this id; ``active``: and it is not marked as deleted."""
+def run_exists(connection: Connection, run_id: str) -> bool:
+    """Whether the store has a run of this id, one marked as deleted included."""
     with speaking(connection.uri, f"look for the run {run_id}"):
         try:
-            info = connection.client.get_run(run_id).info
+            connection.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == MISSING:
                 return False
             raise
-    return not active or bool(info.lifecycle_stage == "active")
+    return True

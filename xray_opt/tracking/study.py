@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,19 +15,15 @@ from mlflow.exceptions import MlflowException
 from xray_opt.config import Config
 from xray_opt.dataset import Manifest
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import EXISTS, Connection, pages, speaking
-from xray_opt.tracking.agreement import TrialEnd, agree, child_runs
+from xray_opt.mlflow_client import EXISTS, Connection, speaking
+from xray_opt.tracking.agreement import STUDY_ID, TrialEnd, agree, child_runs
 from xray_opt.tracking.data import dataset_inputs, manifest_files
 from xray_opt.tracking.environment import environment_tags
 from xray_opt.tracking.ranking import RankedTrial, rank
 from xray_opt.tracking.run import Ending, Run, RunPlan, close, close_lost, ending, log_run_file, log_run_metrics
-from xray_opt.tracking.store import run_exists
 
 log = logging.getLogger(__name__)
 
-Known = Callable[[], str | None]
-#: Tag with the digest of the Optuna storage that holds the study.
-STORAGE = "xray_opt.storage"
 #: MLflow takes 8,000 characters a tag.
 LONGEST_NOTE = 7900
 
@@ -57,15 +53,12 @@ class Tracking:
         experiment: str,
         tags: Mapping[str, str],
         parent: bool = True,
-        known: Known | None = None,
     ) -> Tracking:
         """Find or create the experiment and, with ``parent``, its study run.
 
         Args:
-            tags: tags of the parent run.
+            tags: tags of the parent run; ``STUDY_ID`` among them tells studies of one name apart.
             parent: false for single runs, which have none.
-            known: reads the id of the study's run from where it is noted before any trial has a run; without it the
-                oldest study run of the experiment is taken to be the study's.
 
         Raises:
             TrackingError: the store does not answer, or the experiment was deleted.
@@ -74,7 +67,7 @@ class Tracking:
             experiment_id = _experiment(connection, experiment)
             if not parent:
                 return cls(connection, experiment_id, None, tags)
-            run_id = _parent_run(connection, experiment_id, experiment, dict(tags), known)
+            run_id = _parent_run(connection, experiment_id, experiment, dict(tags))
             tracking = cls(connection, experiment_id, run_id, tags)
             tracking._take_up()
             return tracking
@@ -210,37 +203,28 @@ def _experiment(connection: Connection, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _parent_run(
-    connection: Connection, experiment_id: str, name: str, tags: dict[str, str], known: Known | None
-) -> str:
-    """The run noted for the study, else its oldest; of two processes that make one at once, both get the older one."""
-    kept = known() if known else None
-    if kept and run_exists(connection, kept, active=True):
-        return kept
+def _parent_run(connection: Connection, experiment_id: str, name: str, tags: dict[str, str]) -> str:
+    """The study's oldest run; of two processes that make one at once, both get the older one."""
     mine = None
-    found = _study_run(connection, experiment_id, tags, known)
+    found = _study_run(connection, experiment_id, tags)
     if found is None:
         own = environment_tags() | tags | {"xray_opt.role": "study"}
         mine = connection.client.create_run(experiment_id, tags=own, run_name=name).info.run_id
-        found = _study_run(connection, experiment_id, tags, known)
+        found = _study_run(connection, experiment_id, tags)
     if mine is not None and found is not None and found != mine:
         connection.client.delete_run(mine)
     return str(found or mine)
 
 
-def _study_run(connection: Connection, experiment_id: str, tags: Mapping[str, str], known: Known | None) -> str | None:
-    """The oldest study run that may be this study's: another study of its name has another storage, or trials."""
-    search, order = connection.client.search_runs, ["attributes.start_time ASC", "attributes.run_id ASC"]
+def _study_run(connection: Connection, experiment_id: str, tags: Mapping[str, str]) -> str | None:
     condition = "tags.`xray_opt.role` = 'study'"
-    runs = pages(
-        lambda token: search([experiment_id], condition, ViewType.ACTIVE_ONLY, 100, order_by=order, page_token=token)
+    if STUDY_ID in tags:
+        condition += f" and tags.`{STUDY_ID}` = '{tags[STUDY_ID]}'"
+    runs = connection.client.search_runs(
+        [experiment_id],
+        condition,
+        ViewType.ACTIVE_ONLY,
+        max_results=1,
+        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
     )
-    for run in runs:
-        if run.data.tags.get(STORAGE) != tags.get(STORAGE):
-            continue
-        if known is None or not child_runs(connection, run.info.run_id):
-            return str(run.info.run_id)
-        # A worker of this study notes its run before a trial runs: unnoted, these trials are another study's.
-        if (kept := known()) and run_exists(connection, kept, active=True):
-            return kept
-    return None
+    return runs[0].info.run_id if runs else None

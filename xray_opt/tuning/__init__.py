@@ -3,13 +3,17 @@
 Knows nothing of training and MLflow: the objective is handed in, and plain records are handed out.
 """
 
-from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study
+from xray_opt.tuning.leases import Lease
+from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study, require_idle
 from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
+from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_url
 from xray_opt.tuning.study import OpenStudy, open_study
 
 __all__ = [
+    "IDENTITY",
     "RESUMABLE",
+    "Lease",
     "OpenStudy",
     "Outcome",
     "StudyRecord",
@@ -22,6 +26,7 @@ __all__ = [
     "list_studies",
     "open_study",
     "read_study",
+    "require_idle",
     "storage_digest",
     "storage_url",
 ]

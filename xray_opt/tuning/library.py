@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
 
 from xray_opt.config import Workspace
 from xray_opt.errors import StudyError
-from xray_opt.tuning.records import StudyRecord, study_record
-from xray_opt.tuning.storage import masked, open_storage, reachable, storage_url
+from xray_opt.tuning.owners import is_dead
+from xray_opt.tuning.reaping import running
+from xray_opt.tuning.records import OWNER, StudyRecord, study_record
+from xray_opt.tuning.storage import database_of, masked, open_storage, reachable, storage_url, study_lock
 
 #: Importances of fewer complete trials say nothing.
 LEAST_FOR_IMPORTANCE = 4
@@ -25,9 +27,12 @@ def list_studies(workspace: Workspace, storage: str | None = None) -> list[Study
     """All studies, by name."""
     url = storage_url(workspace, storage)
     opened = open_storage(url)
+    records = []
     with reachable(url):
-        names = sorted(optuna.get_all_study_names(opened))
-        return [study_record(optuna.load_study(study_name=name, storage=opened)) for name in names]
+        for name in sorted(optuna.get_all_study_names(opened)):
+            with suppress(KeyError):  # deleted meanwhile
+                records.append(study_record(optuna.load_study(study_name=name, storage=opened)))
+    return records
 
 
 def read_study(name: str, workspace: Workspace, storage: str | None = None) -> StudyRecord:
@@ -40,10 +45,36 @@ def read_study(name: str, workspace: Workspace, storage: str | None = None) -> S
         return study_record(study)
 
 
-def delete_study(name: str, workspace: Workspace, storage: str | None = None) -> None:
-    """Delete a study with its trials."""
-    with _existing(name, workspace, storage) as study:
+def delete_study(name: str, workspace: Workspace, storage: str | None = None, force: bool = False) -> None:
+    """Delete a study with its trials; a worker that waits for it, or (``force``) runs a trial of it, stops with a line.
+
+    Raises:
+        StudyError: there is none of that name, or (without ``force``) a worker may be running a trial of it.
+    """
+    with _existing(name, workspace, storage) as study, study_lock(database_of(study), name):
+        if not force:
+            _require_idle(study)
         optuna.delete_study(study_name=name, storage=study._storage)
+
+
+def require_idle(name: str, workspace: Workspace, storage: str | None = None) -> None:
+    """Make sure that nobody runs a trial of a study, as far as can be known from here.
+
+    Raises:
+        StudyError: there is none of that name, or a worker may be running a trial of it; the line says where.
+    """
+    with _existing(name, workspace, storage) as study:
+        _require_idle(study)
+
+
+def _require_idle(study: optuna.Study) -> None:
+    for trial in running(study):
+        owner = trial.user_attrs.get(OWNER)
+        if owner is not None and not is_dead(owner):
+            raise StudyError(
+                f"study {study.study_name} is at work: trial {trial.number} runs in process {owner['pid']} on host "
+                f"{owner['host']}; stop that worker first, or force it if you know that it is gone"
+            )
 
 
 def annotate(name: str, workspace: Workspace, key: str, value: Any, storage: str | None = None) -> None:
@@ -70,8 +101,7 @@ def _existing(name: str, workspace: Workspace, storage: str | None) -> Iterator[
     opened = open_storage(url)
     with reachable(url):
         try:
-            study = optuna.load_study(study_name=name, storage=opened)
+            yield optuna.load_study(study_name=name, storage=opened)
         except KeyError as error:
             names = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none yet"
             raise StudyError(f"no study {name!r} in {masked(url)}; there are: {names}") from error
-        yield study

@@ -1,7 +1,8 @@
 """Who runs a trial, and whether that worker can be known to be gone.
 
 Nothing here looks at the wall clock: a clock that is set must not make a living worker look dead. Linux gives the
-boot an id and counts a process's start from the boot; elsewhere psutil's start time has to do.
+boot an id and counts a process's start from the boot; elsewhere psutil's start time has to do. What cannot be known
+here is judged by signs of life (``leases``).
 """
 
 from __future__ import annotations
@@ -33,37 +34,37 @@ def at_work() -> Iterator[str]:
 
 def this_worker(name: str) -> dict[str, Any]:
     """What tells a worker from every other one, also across reboots and reused process numbers (JSON-ready)."""
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": os.getpid(),
-        "started": started(os.getpid()),
-        "worker": name,
-    }
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "sight": _sight(), "pid": pid, "started": started(pid), "worker": name}
 
 
 def is_elsewhere(owner: dict[str, Any]) -> bool:
-    """Whether the owner runs on a host whose processes cannot be looked at from here."""
-    return bool(owner["host"] != socket.gethostname())
+    """Whether the owner runs where processes cannot be looked at from here: another host, boot or container."""
+    return bool(owner.get("sight") != _sight())
 
 
 def is_dead(owner: dict[str, Any] | None) -> bool:
-    """Whether the owner can be known to be gone; a worker of another host is taken to live."""
+    """Whether the owner can be known to be gone; one that cannot be looked at may live."""
     if owner is None:
         return True
     if is_elsewhere(owner):
         return False
-    if owner["boot"] != _boot() or owner["started"] != started(owner["pid"]):
-        return True
+    if owner["started"] != started(owner["pid"]):
+        return not _is_hidden(owner["pid"])
     return owner["pid"] == os.getpid() and owner["worker"] not in AT_WORK
 
 
-def _boot() -> str:
-    """Id of this boot; empty where the system has none (the process's start time tells boots apart then)."""
+def _sight() -> str:
+    """Names the set of processes that can be seen from here.
+
+    Linux: the boot and the namespace of process numbers, as host names are shared by containers and by machines made
+    from one image. Elsewhere the host's name has to do.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return ""
+        return socket.gethostname()
 
 
 def started(pid: int) -> str | None:
@@ -76,9 +77,20 @@ def started(pid: int) -> str | None:
         return _started_by_psutil(pid)
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process lives that only its own user may look at (``/proc`` mounted with ``hidepid``)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        pass
+    return False
+
+
 def _started_by_psutil(pid: int) -> str | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.0f}"
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None

@@ -17,7 +17,6 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     ENDING,
@@ -75,14 +74,14 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def reap(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
+def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callable[[FrozenTrial], bool]) -> None:
     """End RUNNING trials of dead workers; call under the study's lock.
 
     ``lost`` is told of each ``worker-lost`` one before its state changes: if this process dies too, the next one tells
     it again.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not is_dead(trial.user_attrs.get(OWNER)):
+    for trial in running(study):
+        if not dead(trial):
             continue
         if written := trial.user_attrs.get(ENDING):
             end(study, trial.number, trial._trial_id, Ending(**written))
@@ -92,36 +91,51 @@ def reap(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
         end(study, trial.number, trial._trial_id, ending)
 
 
-def end_interrupted(study: optuna.Study, worker: str) -> list[FrozenTrial]:
-    """End what a worker of this process still holds (Ctrl-C); call under the study's lock. Gives the trials ended."""
-    held = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if trial.user_attrs.get(OWNER) is None or trial.user_attrs[OWNER].get("worker") == worker
-    ]
+def end_own(study: optuna.Study, worker: str, message: str) -> list[FrozenTrial]:
+    """End what a worker holds but does not run: its claim broke, or it stops; call under the study's lock.
+
+    Gives the trials ended; they are ``interrupted`` and tried again.
+    """
+    held = [trial for trial in running(study) if trial.user_attrs.get(OWNER, {}).get("worker") == worker]
     for trial in held:
         written = trial.user_attrs.get(ENDING)
-        ending = Ending(**written) if written else failed("interrupted", "stopped by the user")
+        ending = Ending(**written) if written else failed("interrupted", message)
         end(study, trial.number, trial._trial_id, ending)
     return held
 
 
-def requeue(study: optuna.Study) -> None:
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's RUNNING trials."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether a trial ended only because its worker did, so that it is, or need not be, tried again."""
+    resumable = trial.state == TrialState.FAIL and trial.user_attrs.get(REASON) in RESUMABLE
+    return resumable and _retries(trial) <= MOST_RETRIES
+
+
+def requeue(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
     """Queue every lost or interrupted trial again, once; call under the study's lock.
 
     Looks at what the storage holds, not at what was just reaped: a kill between FAIL and the new trial loses nothing.
+    ``lost`` is told of each interrupted one before: its worker may not have been able to close what it left open.
     """
     trials = study.get_trials(deepcopy=False)
     taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:
-        if trial.state != TrialState.FAIL or trial.user_attrs.get(REASON) not in RESUMABLE or trial.number in taken:
-            continue
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        retries = trial.user_attrs.get(RETRIES, 0) + (trial.user_attrs[REASON] == "worker-lost")
-        if not params or retries > MOST_RETRIES:
+        if not params or trial.number in taken or not is_retried(trial):
             continue
+        if trial.user_attrs[REASON] == "interrupted":
+            lost(record_of(trial))
         origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
-        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: retries}
+        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: _retries(trial)}
         if KNOWN_GOOD in trial.user_attrs:
             attrs[KNOWN_GOOD] = trial.user_attrs[KNOWN_GOOD]
         study.enqueue_trial(params, user_attrs=attrs)
+
+
+def _retries(trial: FrozenTrial) -> int:
+    """How many workers in a row were lost on this trial and on those that it resumes."""
+    return int(trial.user_attrs.get(RETRIES, 0)) + int(trial.user_attrs[REASON] == "worker-lost")

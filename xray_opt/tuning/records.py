@@ -16,7 +16,7 @@ from xray_opt.config.dotted import Scalar
 from xray_opt.errors import Pruned, TrainingError
 
 #: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
-OWNER, ENDING, REASON, MESSAGE = "owner", "ending", "reason", "message"
+OWNER, BEAT, ENDING, REASON, MESSAGE = "owner", "beat", "ending", "reason", "message"
 RETRY_OF, CHECKPOINT_OF, RETRIES, KNOWN_GOOD = "retry_of", "checkpoint_of", "retries", "known_good"
 #: Reasons of a FAIL that says nothing of the trial: its worker died, or was told to stop.
 RESUMABLE = ("worker-lost", "interrupted")
@@ -157,7 +157,8 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     """The plain record of Optuna's frozen trial."""
     over = trial.datetime_start is not None and trial.datetime_complete is not None
     seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if over else None  # type: ignore[operator]
-    notes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, ENDING, REASON, MESSAGE)}
+    ours = (OWNER, BEAT, ENDING, REASON, MESSAGE)
+    notes = {key: value for key, value in trial.user_attrs.items() if key not in ours}
     return TrialRecord(
         number=trial.number,
         state=trial.state.name,

@@ -8,7 +8,7 @@ from xray_opt.config import StudyConfig
 from xray_opt.errors import StudyError
 
 #: Study user attributes.
-RULES, DATA = "rules", "data_sha256"
+RULES, DATA, IDENTITY = "rules", "data_sha256", "identity"
 
 
 def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> None:
@@ -25,6 +25,11 @@ def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> N
             f"study {study.name} cannot go on: {difference}; results must not be mixed: go back, or start another "
             "study with --name"
         )
+
+
+def deleted(study: str) -> StudyError:
+    """What to raise where a study is gone that a worker has open."""
+    return StudyError(f"study {study} was deleted while a worker was on it: this worker stops")
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -6,24 +6,24 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.config import StudyConfig
 from xray_opt.config.dotted import Scalar
-from xray_opt.errors import Pruned, StudyError, TrainingError, XrayError
-from xray_opt.tuning.owners import at_work, is_elsewhere, this_worker
-from xray_opt.tuning.reaping import Ending, end, end_interrupted, failed, reap, requeue
+from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError, XrayError, one_line
+from xray_opt.tuning.leases import Lease, Watch, beating
+from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
+from xray_opt.tuning.owners import at_work, this_worker
+from xray_opt.tuning.reaping import Ending, end, end_own, failed, reap, requeue, running
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     OWNER,
-    REASON,
-    RESUMABLE,
     RETRY_OF,
     Objective,
     Outcome,
@@ -34,30 +34,37 @@ from xray_opt.tuning.records import (
     record_of,
     study_record,
 )
+from xray_opt.tuning.rules import IDENTITY, deleted
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
-from xray_opt.tuning.storage import Patience, StorageAway, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, database_of, study_lock
 
 #: Seconds between two looks while other workers hold the last trials.
 POLL = 1.0
-#: The first so many trials failing for one reason end the study: the next ones would fail too.
-ALIKE = 3
+#: Seconds that a worker that stops gives its storage to take that in.
+LAST_PATIENCE = 5.0
 
 
 @dataclass
 class Search:
-    """One worker's part in a study."""
+    """One worker's part in a study; ``identity`` tells the study from a later one of the same name."""
 
     study: optuna.Study
+    identity: str | None
     config: StudyConfig
     checkpoints: Path
     lost: Callable[[TrialRecord], None]
     ended: Callable[[TrialRecord, Path], None]
     say: Callable[[str], None]
+    lease: Lease
     before: set[int] = field(default_factory=set)
     started: int = 0
     worker: str = ""
-    told_elsewhere: set[int] = field(default_factory=set)
+    waited_for: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.lease)
+        self._patient = Patience(database_of(self.study).url, self.say, PATIENCE)
 
     def run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         """See ``OpenStudy.tune``."""
@@ -65,110 +72,136 @@ class Search:
         with at_work() as self.worker:
             try:
                 return self._run(objective, total, timeout)
-            except (KeyboardInterrupt, SystemExit):
-                self._let_go()
+            except BaseException as error:
+                self._let_go(error)
+                if isinstance(error, KeyError):
+                    self._require_study()
                 raise
 
     def _run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.before = {t.number for t in self._trials() if t.state.is_finished()}
-        stopped = "done"
+        self._patient(partial(self._begin, total))
         while True:
             late = time.monotonic() >= deadline
-            trial, enough = self._patient(partial(self._claim, total, late))
+            trial, stopped = self._patient(partial(self._claim, total, late))
             if trial is not None:
                 self._run_one(trial, objective)
-            elif enough or late:
-                stopped = "done" if enough else "timeout"
-                break
+            elif stopped:
+                return self._tally(total, stopped)
             else:
-                time.sleep(POLL)
-        return self._tally(total, stopped)
+                time.sleep(min(POLL, self.lease.every))
 
-    def _claim(self, total: int, late: bool) -> tuple[optuna.Trial | None, bool]:
-        """A trial to run, and whether the study has its number; neither: other workers hold the last ones."""
-        with study_lock(_rdb(self.study), self.study.study_name):
-            reap(self.study, self.lost)
-            requeue(self.study)
+    def _claim(self, total: int, late: bool) -> tuple[optuna.Trial | None, str]:
+        """A trial to run, or why to stop; neither: other workers hold the last ones, or may have died with one."""
+        with self._lock():
+            self._require_study()
+            # A claim may have been stored although the storage failed right after: this worker does not run it.
+            end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
+            self.watch.look(running(self.study))
+            reap(self.study, self.lost, self.watch.is_dead)
+            requeue(self.study, self.lost)
             trials = self.study.get_trials(deepcopy=False)
-            over = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-            running = sum(trial.state == TrialState.RUNNING for trial in trials)
-            if over >= total:
-                return None, True
-            self._stop_if_hopeless(trials, total)
-            if late or over + running >= total:
-                self._say_elsewhere(trials)
-                return None, False
+            held = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            unsure = [trial for trial in held if self.watch.is_unsure(trial)]
+            over = _counted(trials)
+            if over < total:
+                self._stop_if_hopeless(trials, total)
+            if over >= total or late or over + len(held) >= total:
+                self._say_unsure(unsure)
+                stopped = "done" if over >= total else "timeout" if late else ""
+                return None, "" if unsure else stopped
             trial = self.study.ask()
             trial.set_user_attr(OWNER, this_worker(self.worker))
-            return trial, False
+            return trial, ""
 
-    def _say_elsewhere(self, trials: list[FrozenTrial]) -> None:
-        """Once a trial: nobody here can tell whether a worker of another host (or container) still lives."""
+    def _say_unsure(self, trials: list[FrozenTrial]) -> None:
+        """Once a trial."""
         for trial in trials:
-            owner = trial.user_attrs.get(OWNER)
-            if owner is None or trial.state != TrialState.RUNNING or trial.number in self.told_elsewhere:
-                continue
-            if not is_elsewhere(owner):
-                continue
-            self.told_elsewhere.add(trial.number)
-            since = f"{trial.datetime_start:%Y-%m-%d %H:%M}" if trial.datetime_start else "some time"
-            self.say(f"waiting for trial {trial.number}, which runs on host {owner['host']} since {since}")
+            if trial.number not in self.waited_for:
+                self.waited_for.add(trial.number)
+                host, patience = trial.user_attrs[OWNER].get("host"), self.lease.patience
+                self.say(
+                    f"waiting up to {patience:.0f} s for a sign of life of trial {trial.number}, begun on host {host}"
+                )
 
-    def _let_go(self) -> None:
-        """Ctrl-C, wherever it hit: end what this worker holds; the trial is queued again by the next start."""
-        with study_lock(_rdb(self.study), self.study.study_name):
-            held = end_interrupted(self.study, self.worker)
-        for trial in held:
-            self._told(trial.number, trial._trial_id)
+    def _let_go(self, error: BaseException) -> None:
+        """End what this worker holds, whatever stopped it; the next start tries the trial again, from its checkpoint.
+
+        Where that fails too, the trial stays RUNNING, and the next start takes it for lost.
+        """
+        user = isinstance(error, KeyboardInterrupt | SystemExit)
+        message = "stopped by the user" if user else one_line(error)
+        patient = Patience(database_of(self.study).url, self.say, LAST_PATIENCE)
+
+        def locked() -> list[FrozenTrial]:
+            with self._lock():
+                return [] if self._is_deleted() else end_own(self.study, self.worker, message)
+
+        try:
+            for trial in patient(locked):
+                self._told(trial.number, trial._trial_id)
+        except XrayError as later:  # what went wrong first is what the caller must see
+            self.say(str(later))
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return study_lock(database_of(self.study), self.config.name)
+
+    def _is_deleted(self) -> bool:
+        """Whether the study is gone; numbers of deleted studies are given again, hence the identity."""
+        try:
+            return self.study.user_attrs.get(IDENTITY) != self.identity
+        except KeyError:
+            return True
+
+    def _require_study(self) -> None:
+        if self._is_deleted():
+            raise deleted(self.config.name)
+
+    def _begin(self, total: int) -> None:
+        """Note what is over already; who starts a study that its failures have stopped takes them for mended."""
+        with self._lock():
+            self._require_study()
+            trials = self.study.get_trials(deepcopy=False)
+            self.before = {trial.number for trial in trials if trial.state.is_finished()}
+            if _counted(trials) >= total or not why_stop(trials, total, self._forgiven, ()):
+                return
+            forgiven = {trial.number for trial in failures(trials)}
+            self.study.set_user_attr(FORGIVEN, sorted(forgiven))
+        self.say(f"the {len(forgiven)} failed trials of before do not count any more: their cause is taken for mended")
 
     @property
-    def _patient(self) -> Patience:
-        return Patience(_rdb(self.study).url, self.say)
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._patient(lambda: self.study.get_trials(deepcopy=False))
+    def _forgiven(self) -> list[int]:
+        return list(self.study.user_attrs.get(FORGIVEN, ()))
 
     def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
-        """Failures of this call are what counts: a study may go on once their cause is mended."""
-        new = [trial for trial in trials if trial.number not in self.before and trial.state.is_finished()]
-        new = [trial for trial in new if trial.user_attrs.get(REASON) not in RESUMABLE]
-        failures = [trial for trial in new if trial.state == TrialState.FAIL]
-        reasons = {trial.user_attrs.get(REASON) for trial in failures}
-        last = record_of(failures[-1]).message if failures else ""
-        if len(failures) >= ALIKE and len(failures) == len(new) and len(reasons) == 1:
+        if why := why_stop(trials, total, self._forgiven, self.before):
             raise StudyError(
-                f"study {self.config.name} stops: its first trials all failed alike: {reasons.pop()} ({last})"
-            )
-        most = max(3, total // 4)
-        if len(failures) > most:
-            raise StudyError(
-                f"study {self.config.name} stops: {len(failures)} trials failed, more than {most} (the last: {last}); "
-                "see xray-opt study show"
+                f"study {self.config.name} stops: {why}; see xray-opt study show, mend the cause, run the command again"
             )
 
     def _run_one(self, trial: optuna.Trial, objective: Objective) -> None:
         """Run a claimed trial and end it; only what would stop every trial is raised."""
         self.started += 1
         self.study.sampler = sampler_for(self.config.sampler, self.config.seed, trial.number)
-        try:
-            ending = self._ending(objective(self._context(trial)))
-        except Pruned:
-            ending = Ending("PRUNED")
-        except TrialTaken as error:
-            self.say(f"{error}: its result is discarded")
-            self._told(trial.number, trial._trial_id)
-            return
-        except StorageAway:
-            raise
-        except TrainingError as error:
-            ending = failed(error.reason, str(error))
-        except XrayError as error:
-            self._end(trial, failed("error", str(error)))
-            raise
-        except Exception as error:  # a fault of one trial must not end the study
-            ending = failed("error", f"{type(error).__name__}: {error}")
-        self._end(trial, ending)
+        with beating(database_of(self.study), trial._trial_id, self.lease.every):
+            try:
+                ending = self._ending(objective(self._context(trial)))
+            except Pruned:
+                ending = Ending("PRUNED")
+            except TrialTaken as error:
+                self.say(f"{error}: its result is discarded")
+                self._told(trial.number, trial._trial_id)
+                return
+            except (StudyError, TrackingError):
+                raise  # a store is away, which says nothing of the trial: it is let go of
+            except TrainingError as error:
+                ending = failed(error.reason, str(error))
+            except XrayError as error:
+                self._end(trial, failed("error", str(error)))
+                raise
+            except Exception as error:  # a fault of one trial must not end the study
+                ending = failed("error", f"{type(error).__name__}: {error}")
+            self._end(trial, ending)
 
     def _context(self, claimed: optuna.Trial) -> TrialContext:
         def suggested() -> tuple[optuna.Trial, dict[str, Scalar]]:
@@ -198,7 +231,13 @@ class Search:
         return failed("nan", f"its value is {outcome.value}")
 
     def _end(self, trial: optuna.Trial, ending: Ending) -> None:
-        if not self._patient(lambda: end(self.study, trial.number, trial._trial_id, ending)):
+        def locked() -> bool:
+            # Another worker may be taking this trial for lost at this moment.
+            with self._lock():
+                self._require_study()
+                return end(self.study, trial.number, trial._trial_id, ending)
+
+        if not self._patient(locked):
             self.say(f"trial {trial.number} was ended by another worker: its result is discarded")
         self._told(trial.number, trial._trial_id)
 
@@ -214,7 +253,5 @@ class Search:
         return Tally(total, *counts, self.started, record.best, stopped)
 
 
-def _rdb(study: optuna.Study) -> RDBStorage:
-    """The database behind Optuna's cache in front of it."""
-    backend: RDBStorage = getattr(study._storage, "_backend")  # noqa: B009
-    return backend
+def _counted(trials: list[FrozenTrial]) -> int:
+    return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)

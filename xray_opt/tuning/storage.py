@@ -91,7 +91,7 @@ def open_storage(url: str) -> RDBStorage:
             # Two workers that make the tables at once would trip over each other. No study has a colon in its name.
             with _file_lock(url) if backend == "sqlite" else _advisory_lock(_one_connection(url), ":tables"):
                 return RDBStorage(url, engine_kwargs=options)
-        except ImportError as error:
+        except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise ConfigError(f"storage {masked(url)} needs its driver: {_line(error)}") from error
         except OSError as error:
             raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
@@ -105,14 +105,15 @@ class Patience:
 
     url: str
     say: Callable[[str], None]
+    seconds: float
 
     def __call__(self, action: Callable[[], T]) -> T:
         """What ``action`` gives; it must bear to be done twice.
 
         Raises:
-            StorageAway: the storage failed for ``PATIENCE`` seconds.
+            StorageAway: the storage failed for ``seconds``.
         """
-        deadline, wait = time.monotonic() + PATIENCE, 0.25
+        deadline, wait = time.monotonic() + self.seconds, 0.25
         while True:
             try:
                 return action()
@@ -123,7 +124,7 @@ class Patience:
                         f"storage {masked(self.url)} stayed away ({cause}); nothing is lost, run the same command again"
                     ) from error
             if wait == 0.25:
-                self.say(f"storage {masked(self.url)} is away ({cause}); waiting up to {PATIENCE:.0f} s")
+                self.say(f"storage {masked(self.url)} is away ({cause}); waiting up to {self.seconds:.0f} s")
             time.sleep(wait)
             wait = min(2 * wait, 8.0)
 
@@ -148,12 +149,18 @@ def sqlite_file(url: str) -> Path | None:
 
 @contextmanager
 def study_lock(storage: RDBStorage, study: str) -> Iterator[None]:
-    """Hold the study's lock: count and claim are one step for all workers, and a dead holder's lock is free.
+    """Hold the lock of the study named so: count and claim are one step for all workers, a dead holder's lock is free.
 
     SQLite: a lock file beside the database. PostgreSQL: an advisory lock on a connection of its own.
     """
     with _file_lock(storage.url) if storage.url.startswith("sqlite") else _advisory_lock(storage.engine, study):
         yield
+
+
+def database_of(study: optuna.Study) -> RDBStorage:
+    """The database behind Optuna's cache in front of it."""
+    backend: RDBStorage = getattr(study._storage, "_backend")  # noqa: B009
+    return backend
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import optuna
 
 from xray_opt import __version__
 from xray_opt.config import StudyConfig, Workspace
+from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.pruners import pruner_for
 from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
-from xray_opt.tuning.rules import DATA, RULES, check_rules
+from xray_opt.tuning.rules import DATA, IDENTITY, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
 from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
 
@@ -26,23 +29,32 @@ class OpenStudy:
         self.workspace = workspace
         self._study = study
         self._url = url
+        self._identity = study.user_attrs.get(IDENTITY)
 
     @property
     def notes(self) -> dict[str, Any]:
         """What was noted on the study."""
-        with reachable(self._url):
+        with self._existing():
             return dict(self._study.user_attrs)
 
     def annotate(self, key: str, value: Any) -> None:
         """Note ``value`` (JSON-ready) on the study; writes only what is new."""
-        with reachable(self._url):
+        with self._existing():
             if self._study.user_attrs.get(key) != value:
                 self._study.set_user_attr(key, value)
 
     def read(self) -> StudyRecord:
         """The study as it stands."""
-        with reachable(self._url):
+        with self._existing():
             return study_record(self._study)
+
+    @contextmanager
+    def _existing(self) -> Iterator[None]:
+        with reachable(self._url):
+            try:
+                yield
+            except KeyError as error:
+                raise deleted(self.config.name) from error
 
     def tune(
         self,
@@ -52,23 +64,32 @@ class OpenStudy:
         lost: Callable[[TrialRecord], None] = lambda record: None,
         ended: Callable[[TrialRecord, Path], None] = lambda record, checkpoint: None,
         say: Callable[[str], None] = lambda line: None,
+        lease: Lease = Lease(),
     ) -> Tally:
         """Run trials until ``total`` are COMPLETE or PRUNED, over all workers and calls.
 
+        Failed trials come on top. The study stops as soon as max(3, total / 4) trials have failed, over all workers
+        and calls, or the first three (of the study, or since this call) failed alike. Lost and interrupted trials that
+        are tried again do not count. A call that finds the study stopped in that way takes the cause for mended: the
+        failures until then do not count any more.
+
         Args:
             timeout: seconds after which no new trial starts.
-            lost: told of each trial of a dead worker before it is ended as FAIL.
+            lost: told of each trial of a dead worker before it is ended as FAIL, and of each interrupted one before
+                it is queued again; may be told of one twice.
             ended: told of each trial that this call ran, with its checkpoint's path.
             say: one line on what is unusual.
+            lease: how often a running trial gives a sign of life, and how long one without is waited for.
 
         Raises:
-            StudyError: too many trials failed, the first three failed alike, or the storage is away.
+            StudyError: too many trials failed, the first three failed alike, the storage is away, or the study is
+                deleted.
             XrayError: what would stop every trial.
             KeyboardInterrupt: after the running trial was marked; a later call resumes it.
         """
         folder = self.workspace.study_folder(self.config.name) / "checkpoints"
         with reachable(self._url):
-            search = Search(self._study, self.config, folder, lost, ended, say)
+            search = Search(self._study, self._identity, self.config, folder, lost, ended, say, lease)
             return search.run(objective, total, timeout)
 
 
@@ -98,9 +119,10 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> O
                 study.set_metric_names(["val.f1"])
             study.set_user_attr(RULES, config.rules())
             study.set_user_attr("xray_opt_version", __version__)
+            study.set_user_attr(IDENTITY, uuid.uuid4().hex)
             study.set_user_attr(DATA, data_sha256)
         _enqueue_known_good(study, config)
-    return OpenStudy(config, workspace, study, url)
+        return OpenStudy(config, workspace, study, url)
 
 
 def _enqueue_known_good(study: optuna.Study, config: StudyConfig) -> None:

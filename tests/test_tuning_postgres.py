@@ -1,0 +1,200 @@
+"""The search on a real PostgreSQL: tables made at once, the advisory lock, exact numbers, a restart in mid-trial.
+
+Needs PostgreSQL's own programs and psycopg; skipped where either is missing.
+"""
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
+from xray_opt.errors import ConfigError, StudyError
+from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study
+from xray_opt.tuning.storage import open_storage, study_lock
+
+BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), default=None)
+NUMBERS = itertools.count()
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """A PostgreSQL of its own on a socket in a short folder; started as another user where we are root."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self.user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        if self.user:
+            shutil.chown(self.folder, **self.user)
+        self._run("initdb", "--no-sync", "-A", "trust", "-U", "postgres", "-D", self.folder / "data")
+        self.control("start")
+
+    def control(self, *what):
+        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
+        self._run("pg_ctl", "-w", "-D", self.folder / "data", "-l", self.folder / "log", "-o", options, *what)
+
+    def database(self, name):
+        subprocess.run([BIN / "createdb", "-h", self.folder, "-U", "postgres", name], check=True)
+        return f"postgresql+psycopg://postgres@/{name}?host={self.folder}"
+
+    def _run(self, name, *arguments):
+        subprocess.run([BIN / name, *arguments], check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self.user)
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("psycopg")
+    if BIN is None or (os.geteuid() == 0 and all(user.pw_name != "postgres" for user in pwd.getpwall())):
+        pytest.skip("no PostgreSQL here")
+    server = Server()
+    yield server
+    server.control("stop", "-m", "immediate")
+    shutil.rmtree(server.folder)
+
+
+@pytest.fixture
+def study(server):
+    url = server.database(f"study_{next(NUMBERS)}")
+    space = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
+    return StudyConfig("fast", space=space, sampler=SamplerConfig("random"), pruner=PrunerConfig("none"), storage=url)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+WORKER = """
+    import sys, time
+    from pathlib import Path
+    from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
+    from xray_opt.tuning import Outcome, open_study
+
+    root, url, total, hold = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    space = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
+    study = StudyConfig("fast", space=space, sampler=SamplerConfig("random"), pruner=PrunerConfig("none"), storage=url)
+
+    def objective(trial):
+        if trial.number == hold:
+            (root / "inside").touch()
+            time.sleep(600)
+        return Outcome(0.5)
+
+    (root / f"ready-{sys.argv[5]}").touch()
+    while not (root / "go").exists():
+        time.sleep(0.01)
+    print("done", open_study(study, Workspace(root), "d" * 64).tune(objective, total).complete)
+"""
+
+
+def worker(workspace, study, total, hold=-1, name="0"):
+    script = workspace.root / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    arguments = [str(workspace.root), study.storage, str(total), str(hold), name]
+    return subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_workers_that_start_at_once_on_an_empty_database_end_with_exactly_the_asked_number(workspace, study):
+    workers = [worker(workspace, study, 23, name=str(index)) for index in range(5)]
+    for index in range(5):
+        wait_for(workspace.root / f"ready-{index}")
+    (workspace.root / "go").touch()
+    assert [process.communicate(timeout=300)[0] for process in workers] == ["done 23\n"] * 5
+    record = read_study("fast", workspace, study.storage)
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 23
+
+
+def test_a_killed_worker_loses_neither_its_trial_nor_the_lock(workspace, study):
+    (workspace.root / "go").touch()
+    first = worker(workspace, study, 3, hold=1)
+    wait_for(workspace.root / "inside")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    tally = open_study(study, workspace, "d" * 64).tune(lambda trial: Outcome(0.5), 3)
+    lost, resumed = read_study("fast", workspace, study.storage).trials[1:3]
+    assert (tally.complete, tally.failed, lost.reason) == (3, 1, "worker-lost")
+    assert (resumed.notes["retry_of"], resumed.params) == (1, lost.params)
+
+
+def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, server):
+    away, said = threading.Event(), []
+
+    def back():
+        assert away.wait(60)
+        server.control("start")
+
+    def say(line):
+        said.append(line)
+        away.set()
+
+    def objective(trial):
+        trial.report(1, 0.25)
+        if trial.number == 1:
+            server.control("stop", "-m", "immediate")
+        trial.report(2, 0.5)
+        return Outcome(0.5)
+
+    thread = threading.Thread(target=back, daemon=True)
+    thread.start()
+    tally = open_study(study, workspace, "d" * 64).tune(objective, 3, lease=Lease(0.05, 60), say=say)
+    thread.join(60)
+    assert (tally.complete, tally.failed) == (3, 0)
+    assert "is away" in said[0]
+    trials = read_study("fast", workspace, study.storage).trials
+    assert [dict(trial.intermediate) for trial in trials] == [{1: 0.25, 2: 0.5}] * 3
+
+
+def test_the_lock_is_of_one_study_and_of_one_holder(study):
+    storage, order = open_storage(study.storage), []
+    inside, waiting = threading.Event(), threading.Event()
+
+    def second():
+        assert inside.wait(60)
+        with study_lock(storage, "other"):
+            order.append("other")
+            waiting.set()
+        with study_lock(storage, "fast"):
+            order.append("second")
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    with study_lock(storage, "fast"):
+        inside.set()
+        assert waiting.wait(60)
+        with storage.engine.connect() as connection:
+            # The other thread stands before the lock: only then is its order worth looking at.
+            query = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            deadline = time.monotonic() + 60
+            while not connection.execute(query).scalar():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        order.append("first")
+    thread.join(60)
+    assert order == ["other", "first", "second"]
+
+
+def test_a_server_that_is_away_or_has_no_driver_is_one_line(workspace, server, tmp_path):
+    with pytest.raises(StudyError, match="nothing is lost, run the same command again") as caught:
+        list_studies(workspace, f"postgresql+psycopg://me:secret@/db?host={tmp_path}")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="needs its driver"):
+        open_storage("postgresql+asyncpg_is_not_here://me:secret@host/db")
