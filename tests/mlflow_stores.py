@@ -144,6 +144,8 @@ def manifest(root: Path) -> Manifest:
     return Manifest(str(root), tuple(sorted(films, key=lambda film: film.path)))
 
 
+#: Digest of the storage of the studies of ``finished_run``.
+STORAGE_DIGEST = "a" * 16
 CONFIG = override(
     Config(),
     {"image.size": 32, "lora.rank": 2, "training.device": "cpu", "tracking.system_interval": 0.0}
@@ -180,7 +182,9 @@ def base64_film(seed: int = 0) -> str:
 def finished_run(connection: Connection, folder: Path, study: str, seed: int = 0, f1: float = 0.75) -> tuple[str, Path]:
     """A finished trial with an adapter among its artifacts: its run and the local bundle."""
     adapter = make_adapter(folder / study, seed, f1)
-    tags = {"xray_opt.study": study, "xray_opt.data_sha256": "d" * 64, "xray_opt.base_sha256": base().sha256}
+    tags = {"xray_opt.study": study, "xray_opt.study_id": f"id of {study}", "xray_opt.storage": STORAGE_DIGEST}
+    tags |= {"xray_opt.manifest_sha256": "d" * 64}
+    tags |= {"xray_opt.base_sha256": base().sha256}
     own = tags | {"xray_opt.trial": str(seed)}
     with (
         Tracking.open(connection, study, tags) as tracking,

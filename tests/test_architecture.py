@@ -22,7 +22,8 @@ ROWS = (
     ("tracking", "registry", "served_model"),
     ("experiment",),
     ("tuning",),
-    ("leaderboard",),
+    ("leaderboard", "places"),
+    ("settling",),
     ("workers", "single", "scoring", "upkeep", "interfaces"),
     ("api", "cli"),
 )
@@ -40,7 +41,19 @@ DOORS = {
     "pydicom": {"dataset"},
 }
 #: Rooms that must stay light: they import no torch.
-WITHOUT_TORCH = {"config", "errors", "metrics", "dataset", "cache", "phantom", "kaggle", "tuning", "leaderboard", "cli"}
+WITHOUT_TORCH = {
+    "config",
+    "errors",
+    "metrics",
+    "dataset",
+    "cache",
+    "phantom",
+    "kaggle",
+    "tuning",
+    "leaderboard",
+    "places",
+    "cli",
+}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 

@@ -1,7 +1,10 @@
 """Base weights: digest, files, download from a real server, devices."""
 
 import hashlib
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -198,11 +201,50 @@ def test_a_damaged_cache_is_fetched_anew(tmp_path):
         assert download_weights(url, DIGEST, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_finished_part_of_a_dead_process_is_taken_over(tmp_path):
-    (tmp_path / "weights.pth.999999999.part").write_bytes(CONTENT)
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "ab") as part:
+    fcntl.flock(part, fcntl.LOCK_EX)
+    part.write(b"\\x00\\x01\\x02")
+    part.flush()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_part_is_left_to_its_holder_and_taken_over_when_it_dies(tmp_path):
+    part = tmp_path / "weights.pth.0.part"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(part)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with serving() as (url, handler):
+            path = download_weights(url, DIGEST, tmp_path)
+            assert (path.read_bytes() == CONTENT, part.read_bytes()) == (True, b"\x00\x01\x02")
+            holder.kill()
+            holder.wait()
+            path.unlink()
+            assert download_weights(url, DIGEST, tmp_path).read_bytes() == CONTENT
+            assert handler.asked == [None, "bytes=3-"]
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert [item.name for item in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_whole_part_needs_no_byte_more(tmp_path):
+    (tmp_path / "weights.pth.0.part").write_bytes(CONTENT)
     with serving() as (url, handler):
         assert download_weights(url, DIGEST, tmp_path).read_bytes() == CONTENT
         assert handler.asked == [f"bytes={len(CONTENT)}-"]
+
+
+def test_downloads_at_once_do_not_disturb_each_other(tmp_path):
+    with serving() as (url, _), ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: download_weights(url, DIGEST, tmp_path), range(4)))
+    assert [path.read_bytes() == CONTENT for path in paths] == [True] * 4
+    assert [item.name for item in tmp_path.iterdir()] == ["weights.pth"]
 
 
 def test_without_a_network_the_line_names_the_ways_on(tmp_path):

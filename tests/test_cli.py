@@ -8,6 +8,7 @@ import sys
 
 import click
 import pytest
+from small_sets import write_film
 
 from xray_opt.cli import COMMANDS, group
 from xray_opt.cli.output import cell, duration, print_json
@@ -74,6 +75,24 @@ def test_unknown_studies_are_named(tmp_path):
     done = xray("study", "show", "nope", cwd=tmp_path)
     assert (done.returncode, "none yet" in done.stderr) == (6, True)
     assert "no studies yet" in xray("study", "list", cwd=tmp_path).stdout
+
+
+def test_odd_names_are_one_line(tmp_path):
+    """A quote in a name must not break what MLflow or Optuna are asked."""
+    write_film(tmp_path / "film.jpeg", 1)
+    for arguments, code in (
+        (["promote", "--name", "it's"], 7),
+        (["promote", "--name", "a/b"], 7),
+        (["promote", "--version", "1' or '1"], 7),
+        (["predict", "film.jpeg", "--model", "models:/it's@champion"], 7),
+        (["predict", "film.jpeg", "--model", "runs:/it's"], 7),
+        (["predict", "film.jpeg", "--study", "it's"], 6),
+        (["study", "show", "it's; drop"], 6),
+        (["study", "show", "../.."], 2),
+        (["gc", "--storage", "no url"], 2),
+    ):
+        done = xray(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
 
 
 def test_a_searched_setting_cannot_be_fixed(tmp_path):

@@ -77,6 +77,11 @@ def test_settings_are_frozen():
         ("data.root", 3, "str or null"),
         ("image.size", 7, "between 32 and 1024"),
         ("augment.scale_min", 1.2, "min <= max"),
+        ("tracking.registered_model", " ", "printable"),
+        ("tracking.registered_model", "a\nb", "printable"),
+        ("tracking.registered_model", "a'b", "printable"),
+        ("tracking.registered_model", 'a"b', "printable"),
+        ("tracking.registered_model", "x" * 251, "printable"),
     ],
 )
 def test_wrong_settings_are_refused_with_one_line(name, value, says):
@@ -130,6 +135,11 @@ def test_a_study_file_is_read_with_types(tmp_path):
         ("trials: 4", "trials: yes", "whole number"),
         ("trials: 4", "trials: 4\ntrials: 5", "stands twice"),
         ("name: tiny", "name: a/b", "letters, digits"),
+        ("name: tiny", 'name: "it\'s"', "letters, digits"),
+        ("name: tiny", "name: ..", "letters, digits"),
+        ("name: tiny", 'name: "tiny\\n"', "letters, digits"),
+        ("name: tiny", "name: Thörax", "letters, digits"),
+        ("name: tiny", f"name: {'x' * 101}", "letters, digits"),
         ("name: tiny", "name: [", "not valid YAML"),
         ("epochs: 2", "epohcs: 2", "did you mean training.epochs"),
         ("type: int", "type: integer", "float, int or categorical"),

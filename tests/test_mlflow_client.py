@@ -19,7 +19,7 @@ from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking
 
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import connect, embedded_uri, speaking, without_credentials
+from xray_opt.mlflow_client import connect, pages, speaking, without_credentials
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_embedded_store_lies_in_the_workspace(tmp_path: Path) -> None:
     connection = embedded(tmp_path)
     mlruns = tmp_path.resolve() / "workspace" / "mlruns"
     assert connection.local
-    assert connection.uri == f"sqlite:///{mlruns}/mlflow.db" == embedded_uri(connection.workspace)
+    assert connection.uri == f"sqlite:///{mlruns}/mlflow.db" == connection.workspace.mlflow_uri
     assert connection.artifact_root == mlruns / "artifacts"
     assert connection.artifact_root.is_dir()
     assert connection.client.search_runs(["0"]) == []
@@ -48,6 +48,15 @@ def test_importing_and_connecting_prints_nothing_and_leaves_nothing_beside_mlrun
     fresh = template()
     assert fresh.printed == ""
     assert {path.name for path in fresh.folder.iterdir()} == {"mlruns"}
+
+
+def test_pages_are_followed_to_the_last(tmp_path: Path) -> None:
+    client = embedded(tmp_path).client
+    experiment = client.create_experiment("many")
+    made = {client.create_run(experiment).info.run_id for _ in range(5)}
+    found = list(pages(lambda token: client.search_runs([experiment], max_results=2, page_token=token)))
+    assert len(found) == 5
+    assert {run.info.run_id for run in found} == made
 
 
 def test_the_setting_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow_stores import CONFIG, ROOT, base, base64_film, embedded, film, finished_run
+from mlflow_stores import CONFIG, ROOT, STORAGE_DIGEST, base, base64_film, embedded, film, finished_run
 
 from xray_opt.adapter import load_bundle
 from xray_opt.backbone import random_base, save_base
@@ -42,7 +42,7 @@ def registered(
     connection: Connection, folder: Path, name: str, seed: int = 0, data: str = "d" * 64
 ) -> tuple[Version, Path]:
     run_id, adapter = finished_run(connection, folder, name, seed, 0.7 + seed / 10)
-    tags = {"xray_opt.study": name, "xray_opt.trial": str(seed), "xray_opt.data_sha256": data}
+    tags = {"xray_opt.study": name, "xray_opt.trial": str(seed), "xray_opt.manifest_sha256": data}
     return register(connection, run_id, adapter, base(), name, tags, film()), adapter
 
 
@@ -130,7 +130,7 @@ def test_the_model_holds_code_base_adapter_and_nothing_else(tmp_path: Path, name
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": name, "version": version.version}]
     assert str(model.status) == "READY"
     assert unreferenced_artifacts(connection, connection.workspace) == []
-    assert version.run_id not in orphan_runs(connection, set())
+    assert version.run_id not in orphan_runs(connection, {STORAGE_DIGEST: set()})[0]
 
 
 def test_registering_and_loading_print_nothing(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +276,7 @@ def test_any_version_can_be_promoted_and_other_data_is_said(connection: Connecti
     first, second = blank_versions(connection, name, 2)
     for version, data in ((first, "a"), (second, "b")):
         settle_alias(connection, version)
-        connection.client.set_model_version_tag(name, version.version, "xray_opt.data_sha256", data)
+        connection.client.set_model_version_tag(name, version.version, "xray_opt.manifest_sha256", data)
     comparison = promote(connection, name, "2")
     assert comparison.old is not None
     assert (comparison.old.version, comparison.new.version, comparison.same_data) == ("1", "2", False)
@@ -334,7 +334,7 @@ def test_a_run_takes_its_base_from_its_study(tmp_path: Path, name: str) -> None:
     assert loaded.predictor.probabilities([film(5)])[0] == pytest.approx(answer(adapter), abs=1e-9)
 
 
-def test_a_run_outside_a_study_takes_the_base_that_its_settings_name(tmp_path: Path, name: str) -> None:
+def test_a_run_outside_a_study_keeps_its_own_base(tmp_path: Path, name: str) -> None:
     from xray_opt.adapter import attach, make_bundle, save_bundle
     from xray_opt.config import override
 
@@ -344,6 +344,7 @@ def test_a_run_outside_a_study_takes_the_base_that_its_settings_name(tmp_path: P
     connection = embedded(tmp_path)
     with Tracking.open(connection, "train", {}, parent=False) as tracking, tracking.run("r", config, {}, {}) as run:
         run.log_folder(folder, "adapter")
+        run.log_file(save_base(base(), tmp_path / "base.safetensors"), "base")
     for uri in (f"runs:/{run.id}", str(folder)):
         assert load(connection, uri, CPU).predictor.probabilities([film(5)]) == pytest.approx(answer(folder), abs=1e-9)
 

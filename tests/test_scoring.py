@@ -1,13 +1,18 @@
 """Evaluate, compare, predict, promote, on the study that the session tuned once."""
 
+import re
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from xray_opt.config import TrackingConfig
 from xray_opt.errors import ConfigError, DataError
 from xray_opt.leaderboard import openings
 from xray_opt.mlflow_client import connect
+from xray_opt.phantom import make_phantoms
 from xray_opt.scoring import evaluate, film_files
 from xray_opt.tuning import read_study
 
@@ -64,11 +69,80 @@ def test_another_split_of_other_data_is_refused(tuned, tmp_path):
     done = place.run("evaluate", "--data", str(other))
     assert done.returncode == 3
     assert "made on other data" in done.stderr
-    scored = place.json("evaluate", "--data", str(other), "--split", "all")
-    assert scored["films"] == sum(1 for path in other.rglob("*.jpeg"))
-    own = place.run("evaluate", "--data", str(place.films), "--split", "all")
-    assert own.returncode == 2
-    assert "sealed test split" in own.stderr
+
+
+def test_all_films_of_the_own_folder_do_not_open_the_test_split(tuned, tmp_path):
+    place, _, _ = tuned
+    rest = place.json("evaluate", "--data", str(place.films), "--split", "all")
+    own = {split: prepared_films(place, split) for split in ("train", "val", "test")}
+    # What the limits of the study left out was never seen.
+    assert rest["left_out"] == {split: len(films) for split, films in own.items()}
+    assert rest["films"] + sum(rest["left_out"].values()) == len(list(place.films.rglob("*.jpeg")))
+    for films in own.values():
+        for film in films:
+            copy = tmp_path / "own" / film.path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place.films / film.path, copy)
+    refused = place.run("evaluate", "--data", str(tmp_path / "own"), "--split", "all")
+    assert (refused.returncode, "sealed test split" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.fixture
+def mixed(tuned, tmp_path):
+    """Films of other people, of the model's own (under other names), and of its patients; and how many there are."""
+    place, _, _ = tuned
+    folder = tmp_path / "mixed"
+    make_phantoms(folder, 40, 77)
+    counts = Counter()
+    others = sorted(path for path in folder.rglob("*.jpeg"))
+    for path in others:
+        path.rename(path.with_name(re.sub(r"\d+", lambda n: str(int(n[0]) + 5000), path.name, count=1)))
+    for split in ("train", "val", "test"):
+        film = prepared_films(place, split)[0]
+        kind = "NORMAL" if film.label == 0 else "PNEUMONIA"
+        name = f"IM-{7000 + len(counts)}-0001.jpeg" if film.label == 0 else f"person{7000 + len(counts)}_virus_1.jpeg"
+        shutil.copy(place.films / film.path, folder / "train" / kind / name)
+        counts[split] += 1
+    patient = next(film for film in prepared_films(place, "train") if film.label == 0)
+    name = re.sub(r"-\d+\.jpeg$", "-0099.jpeg", Path(patient.path).name)
+    source = next((folder / "train" / "NORMAL").iterdir())
+    Image.open(source).rotate(90).save(folder / "train" / "NORMAL" / name)
+    return folder, len(others), dict(counts) | {"same_patient": 1}
+
+
+def test_the_models_own_films_are_left_out_of_other_films(tuned, mixed):
+    place, _, _ = tuned
+    folder, others, own = mixed
+    scored = place.json("evaluate", "--data", str(folder), "--split", "all")
+    assert (scored["films"], scored["left_out"]) == (others, own)
+    shown = place.run("evaluate", "--data", str(folder), "--split", "all")
+    assert "left out, as the model's own films or of its patients" in shown.stdout
+    assert "1 same patient" in shown.stdout
+
+
+def test_the_models_films_are_known_from_its_study_where_the_workspace_forgot_them(tuned, mixed, tmp_path):
+    place, _, _ = tuned
+    folder, others, own = mixed
+    model, kept = "models:/xray-pneumonia@champion", tmp_path / "manifests"
+    place.workspace.manifests.rename(kept)
+    try:
+        result = evaluate(model, "all", place.workspace, data=str(folder), device="cpu")
+        assert (result.films, result.left_out) == (others, own)
+    finally:
+        shutil.rmtree(place.workspace.manifests)
+        kept.rename(place.workspace.manifests)
+
+
+def test_where_the_models_films_are_not_known_that_is_said(tuned, mixed, tmp_path):
+    place, _, _ = tuned
+    folder, others, own = mixed
+    connection = connect(TrackingConfig(), place.workspace)
+    run = read_study("tiny", place.workspace).best.notes["mlflow_run"]
+    bundle = connection.client.download_artifacts(run, "adapter", str(tmp_path))
+    base = connection.client.download_artifacts(read_study("tiny", place.workspace).notes["mlflow_parent"], "base")
+    shutil.copy(Path(base) / "base.safetensors", tmp_path / "base.safetensors")
+    scored = place.json("evaluate", "--data", str(folder), "--split", "all", "--model", bundle)
+    assert (scored["films"], scored["left_out"]) == (others + sum(own.values()), None)
 
 
 def test_predict_reads_folders_and_names_what_it_cannot_read(tuned, tmp_path):

@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow.entities import ViewType
-from mlflow_stores import CONFIG, ROOT, embedded, finished_run, free_port, manifest
+from mlflow_stores import CONFIG, ROOT, STORAGE_DIGEST, embedded, finished_run, free_port, manifest
 
 from xray_opt.config import Workspace, flatten, override
 from xray_opt.dataset import Pseudonyms
@@ -27,13 +28,16 @@ from xray_opt.tracking import (
     RankedTrial,
     Run,
     Tracking,
+    TrialEnd,
+    child_runs,
     close_lost,
     delete_run,
     log_run_metrics,
     orphan_runs,
+    require_same_store,
+    store_note,
     study_runs,
     tag_run,
-    trial_runs,
     unreferenced_artifacts,
 )
 from xray_opt.trainer import Epoch
@@ -46,7 +50,8 @@ def study() -> str:
 
 
 def tags(study: str) -> dict[str, str]:
-    return {"xray_opt.study": study, "xray_opt.data_sha256": "d" * 64}
+    own = {"xray_opt.study": study, "xray_opt.study_id": f"id of {study}", "xray_opt.storage": STORAGE_DIGEST}
+    return own | {"xray_opt.manifest_sha256": "d" * 64}
 
 
 def epoch(number: int, f1: float = 0.5) -> Epoch:
@@ -98,18 +103,96 @@ def test_two_parents_made_at_once_become_one(
     look = module._study_run
     others = []
 
-    def late(at: Connection, experiment_id: str) -> str | None:
+    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> str | None:
         if not others:
-            run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study"})
+            run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study", **own})
             others.append(run.info.run_id)
             return None
-        return look(at, experiment_id)
+        return look(at, experiment_id, own)
 
     monkeypatch.setattr(module, "_study_run", late)
     with Tracking.open(connection, study, tags(study)) as tracking:
         assert tracking.parent_id == others[0]
         found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
         assert len(found) == 1
+
+
+def test_studies_of_one_name_have_runs_of_their_own(connection: Connection, study: str) -> None:
+    """Deleted and made anew, or in two storages: the study's id tells which run is its own."""
+    trial = {"xray_opt.trial": "0"}
+    anew = tags(study) | {"xray_opt.study_id": "another"}
+    with Tracking.open(connection, study, tags(study)) as first, first.run("r", CONFIG, {}, trial):
+        pass
+    with Tracking.open(connection, study, anew) as second, second.run("r", CONFIG, {}, trial):
+        pass
+    assert second.parent_id != first.parent_id
+    with Tracking.open(connection, study, anew) as again:
+        assert again.parent_id == second.parent_id
+        again.close_trial(0, "worker-lost")
+    assert [run.info.status for run in child_runs(connection, first.parent_id)] == ["FINISHED"]
+    assert [run.info.status for run in child_runs(connection, second.parent_id)] == ["FAILED"]
+
+
+def test_run_states_follow_the_trials(connection: Connection, study: str) -> None:
+    started = []
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        for number in range(6):
+            run = tracking.run("r", CONFIG, {}, {"xray_opt.trial": str(number)})
+            run.__enter__()
+            run.log_metrics({"val.f1": 0.5}, 1)
+            started.append(run)
+        end_now(started[3], NotFinite("loss is NaN"))
+        end_now(started[5], None)
+        trials = [TrialEnd(0, "COMPLETE"), TrialEnd(1, "PRUNED", None, 3), TrialEnd(2, "FAIL", "interrupted")]
+        trials += [TrialEnd(3, "COMPLETE"), TrialEnd(4, "RUNNING"), TrialEnd(5, "COMPLETE")]
+        before = [connection.client.get_run(run.id).data for run in started]
+        assert tracking.agree(trials) == {"FINISHED": 2, "KILLED": 1, "FAILED": 1}
+        assert tracking.agree(trials) == {}
+    after = [connection.client.get_run(run.id) for run in started]
+    states = ["FINISHED", "KILLED", "FAILED", "FINISHED", "RUNNING", "FINISHED"]
+    assert [run.info.status for run in after] == states
+    assert [run.data.params for run in after] == [data.params for data in before]
+    assert [run.data.metrics for run in after] == [data.metrics for data in before]
+    told = [{k: v for k, v in run.data.tags.items() if k in ("reason", "error", "pruned_epoch")} for run in after]
+    assert told == [{}, {"pruned_epoch": "3"}, {"reason": "interrupted"}, {}, {}, {}]
+    end_now(started[4], None)
+
+
+def end_now(run: Run, error: BaseException | None) -> None:
+    run.__exit__(type(error) if error else None, error, None)
+
+
+def test_a_study_does_not_split_over_two_stores(tmp_path: Path, study: str) -> None:
+    first, second = embedded(tmp_path / "a"), embedded(tmp_path / "b")
+    with Tracking.open(first, study, {}) as tracking:
+        note, parent = store_note(first), tracking.parent_id
+    require_same_store(first, study, note, parent)
+    require_same_store(second, study, None, None)
+    with pytest.raises(TrackingError) as caught:
+        require_same_store(second, study, note, parent)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(words in line for words in (first.uri, second.uri, "--name", "MLFLOW_TRACKING_URI"))
+    # The same store under another address, as after the workspace was moved.
+    require_same_store(first, study, note | {"shown": "sqlite:////before/mlflow.db"}, parent)
+    remote = replace(first, uri="http://ann:secret@host", local=False, artifact_root=None)
+    assert store_note(remote) == {"uri": "http://host", "shown": "http://host"}
+
+
+def test_ctrl_c_while_a_run_is_being_started_ends_it(
+    connection: Connection, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with Tracking.open(connection, study, {}) as tracking:
+        run = tracking.run("r", CONFIG, {}, {})
+        monkeypatch.setattr(type(connection.client), "log_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.__enter__()
+    found = connection.client.get_run(run.id)
+    assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "interrupted")
 
 
 def test_a_deleted_experiment_is_refused_with_the_way_back(connection: Connection, study: str) -> None:
@@ -264,12 +347,14 @@ def test_a_lost_run_is_closed_once_and_others_stay(connection: Connection, study
 
 def test_the_runs_of_one_trial_are_found_by_their_tags(connection: Connection, study: str) -> None:
     with Tracking.open(connection, study, {}) as tracking:
-        runs = [tracking.run("r", CONFIG, {}, {"xray_opt.study": study, "xray_opt.trial": n}) for n in ("1", "11")]
+        runs = [tracking.run("r", CONFIG, {}, {"xray_opt.trial": n}) for n in ("1", "11")]
         for run in runs:
             with run:
                 pass
-    assert trial_runs(connection, study, 1) == [runs[0].id]
-    assert trial_runs(connection, study, 2) == []
+    assert [run.info.run_id for run in child_runs(connection, tracking.parent_id, 1)] == [runs[0].id]
+    assert child_runs(connection, tracking.parent_id, 2) == []
+    tracking.close_trial(1, "worker-lost")
+    assert [connection.client.get_run(run.id).info.status for run in runs] == ["FAILED", "FINISHED"]
 
 
 @pytest.mark.slow
@@ -490,10 +575,12 @@ def test_a_deleted_study_leaves_no_run(connection: Connection, study: str, tmp_p
     run_id, _ = finished_run(connection, tmp_path, study)
     with Tracking.open(connection, study, tags(study)) as tracking:
         tracking.rank_models([RankedTrial(run_id, 0, 0.75)])
-    assert study_runs(connection, study) == [run_id, tracking.parent_id]
-    for each in study_runs(connection, study):
+    runs = study_runs(connection, f"id of {study}")
+    assert runs == [run_id, tracking.parent_id]
+    for each in runs:
         delete_run(connection, each)
         delete_run(connection, each)
+    assert study_runs(connection, f"id of {study}") == []
     view = ViewType.ALL if connection.local else ViewType.ACTIVE_ONLY
     assert connection.client.search_runs([tracking.experiment_id], run_view_type=view) == []
     assert ranked(connection, study) == {}
@@ -501,16 +588,23 @@ def test_a_deleted_study_leaves_no_run(connection: Connection, study: str, tmp_p
         assert [path for path in connection.artifact_root.rglob("*") if path.is_file()] == []
 
 
-def test_orphans_are_runs_of_unknown_studies_in_the_own_store_only(
+def test_orphans_are_runs_of_gone_studies_in_the_own_store_only(
     connection: Connection, study: str, tmp_path: Path
 ) -> None:
     run_id, _ = finished_run(connection, tmp_path, study)
+    with Tracking.open(connection, study, tags(study)) as parent:
+        pass
     with Tracking.open(connection, "train", {}, parent=False) as tracking, tracking.run("r", CONFIG, {}, {}):
         pass
-    assert orphan_runs(connection, {study}) == []
-    own = connection.artifact_root is not None
-    assert (run_id in orphan_runs(connection, set())) is own
-    assert len(orphan_runs(connection, {"other"})) == (2 if own else 0)
+    mine = [parent.parent_id, run_id] if connection.artifact_root else []
+
+    def judged(identity: str, digest: str = STORAGE_DIGEST) -> tuple[list[str], ...]:
+        found = orphan_runs(connection, {digest: {identity}})
+        return tuple(sorted(runs, key=[run_id, parent.parent_id].index, reverse=True) for runs in found)
+
+    assert judged(f"id of {study}") == ([], [])
+    assert judged("id of another") == (mine, [])
+    assert judged("id of another", "digest of another") == ([], mine)
 
 
 def test_unreferenced_artifacts_are_those_of_no_run_or_model(tmp_path: Path, study: str) -> None:

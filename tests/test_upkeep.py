@@ -1,8 +1,12 @@
 """Deleting a study, and collecting what nobody refers to."""
 
-from xray_opt.config import TrackingConfig
+import pytest
+
+from xray_opt.config import PrunerConfig, StudyConfig, TrackingConfig
+from xray_opt.errors import StudyError
 from xray_opt.mlflow_client import connect
-from xray_opt.tuning import list_studies
+from xray_opt.places import mark_state
+from xray_opt.tuning import Outcome, delete_study, list_studies, open_study, storage_digest, storage_url
 from xray_opt.upkeep import collect_garbage
 
 
@@ -21,6 +25,7 @@ def test_gc_names_and_removes_what_nobody_refers_to(place):
     for folder in litter:
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"x" * 1000)
+    mark_state(workspace, "gone", storage_digest(storage_url(workspace)))
     dry = place.run("gc", "--dry-run")
     assert all(str(folder) in dry.stdout for folder in litter), dry.stdout
     assert all(folder.exists() for folder in litter)
@@ -31,6 +36,53 @@ def test_gc_names_and_removes_what_nobody_refers_to(place):
     assert done.returncode == 0, done.stderr
     assert not any(folder.exists() for folder in litter)
     assert place.run("gc").stdout.strip() == "nothing to remove"
+
+
+def test_a_study_of_another_storage_is_left_alone_and_said(place, tmp_path):
+    """One without a study file here: made under XRAY_OPT_STORAGE, say."""
+    storage = f"sqlite:///{tmp_path}/elsewhere.db"
+    file = place.workspace.studies / "tiny.yaml"
+    file.write_text(file.read_text() + f"storage: {storage}\n")
+    place.json("tune", "--study", "tiny", "--trials", "1")
+    assert [study["name"] for study in place.json("study", "list", "--storage", storage)] == ["tiny"]
+    assert place.json("study", "list") == []
+    for command in (["study", "show", "tiny"], ["compare", "tiny"], ["compare", "tiny", "--storage", storage]):
+        assert len(place.json(*command)["trials"]) == 1
+    opened = place.json("evaluate", "--split", "test", "--why", "another storage")
+    assert opened["films"] > 0
+    assert [item["why"] for item in place.json("compare", "tiny")["test_openings"]] == ["another storage"]
+    assert place.run("gc", "--dry-run").stdout.strip() == "nothing to remove"
+
+    known = file.rename(tmp_path / "tiny.yaml")
+    left = place.run("gc")
+    assert (left.returncode, left.stdout.strip()) == (0, "nothing to remove")
+    assert "2 MLflow runs" in left.stderr
+    assert str(place.workspace.study_folder("tiny")) in left.stderr
+    unread = place.run("evaluate", "--split", "test", "--why", "cannot be written down")
+    assert (unread.returncode, "--storage URL" in unread.stderr) == (6, True), unread.stderr
+    named = place.run("gc", "--storage", storage)
+    assert (named.stdout.strip(), named.stderr) == ("nothing to remove", "")
+
+    known.rename(file)
+    assert place.run("study", "delete", "tiny", "--yes").returncode == 0
+    assert list_studies(place.workspace, storage) == []
+    assert not place.workspace.study_folder("tiny").exists()
+    assert study_runs(place) == []
+
+
+def test_the_runs_of_a_study_that_is_gone_are_collected(place):
+    place.json("tune", "--study", "tiny", "--trials", "1")
+    client = connect(TrackingConfig(), place.workspace).client
+    client.delete_registered_model("xray-pneumonia")
+    delete_study("tiny", place.workspace)
+    found = place.json("gc")
+    assert [item["what"] for item in found].count("run") == 2
+    assert study_runs(place) == []
+
+
+def study_runs(place):
+    client = connect(TrackingConfig(), place.workspace).client
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
 def test_deleting_a_study_takes_its_runs_but_not_its_model(place):
@@ -45,6 +97,24 @@ def test_deleting_a_study_takes_its_runs_but_not_its_model(place):
     film = str(next((place.films / "val" / "NORMAL").iterdir()))
     assert place.run("predict", film).returncode == 0
     assert place.run("study", "delete", "tiny", "--yes").returncode == 6
+
+
+def test_a_study_at_work_is_not_deleted_unless_forced(place):
+    answers = []
+
+    def objective(trial):
+        for more in ([], ["--force"]):
+            answers.append(place.run("study", "delete", "busy", "--yes", *more))
+        return Outcome(0.5)
+
+    opened = open_study(StudyConfig("busy", pruner=PrunerConfig("none")), place.workspace, "d" * 64)
+    with pytest.raises(StudyError):  # its study is gone
+        opened.tune(objective, 1)
+    refused, forced = answers
+    assert (refused.returncode, refused.stderr.count("\n")) == (6, 1), refused.stderr
+    assert "is at work" in refused.stderr
+    assert forced.returncode == 0, forced.stderr
+    assert list_studies(place.workspace) == []
 
 
 def test_delete_asks_first(tuned):

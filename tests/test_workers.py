@@ -12,8 +12,7 @@ import pytest
 
 from xray_opt.config import TrackingConfig
 from xray_opt.mlflow_client import connect
-from xray_opt.tuning import read_study
-from xray_opt.workers import example_film, leaderboard
+from xray_opt.tuning import delete_study, read_study
 
 STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
@@ -97,7 +96,8 @@ def test_every_complete_trial_keeps_its_adapter_and_its_environment(tuned):
         names = {item.path for item in mlflow.list_artifacts(run.info.run_id, "adapter")}
         assert {"adapter/bundle.json", "adapter/adapter_model.safetensors", "adapter/head.safetensors"} <= names
         assert run.data.params["training.seed"] == "0"
-        assert len(run.data.tags["xray_opt.data_sha256"]) == 64
+        digests = {run.data.tags[f"xray_opt.{name}_sha256"] for name in ("data", "manifest", "base")}
+        assert [len(digest) for digest in digests] == [64] * 3
         assert any(name.startswith("system/") for name in run.data.metrics)
 
 
@@ -156,6 +156,38 @@ def wait_for_line(process, text, seconds=300):
     raise AssertionError("".join(seen))
 
 
+def test_states_that_came_apart_are_repaired_by_the_next_call(place):
+    place.json("tune", "--study", "tiny", "--trials", "1")
+    mlflow, (run,) = client(place), child_runs(place).values()
+    mlflow.set_terminated(run.info.run_id, "FAILED")
+    done = place.run("tune", "--study", "tiny", "--trials", "1")
+    assert "1 MLflow run brought to FINISHED" in done.stderr
+    check_agreement(place)
+
+
+def test_a_study_is_kept_in_one_mlflow_store(place, tmp_path):
+    place.json("tune", "--study", "tiny", "--trials", "1")
+    done = place.run("tune", "--study", "tiny", "--trials", "2", "--tracking-uri", f"sqlite:///{tmp_path}/other.db")
+    assert (done.returncode, done.stderr.count("error:")) == (7, 1), done.stderr
+    assert all(words in done.stderr for words in ("mlruns/mlflow.db", "other.db", "--name"))
+    assert len(read_study("tiny", place.workspace).trials) == 1
+
+
+def test_a_study_made_anew_does_not_touch_the_runs_of_the_one_before(place):
+    """Deleted in optuna-dashboard, say: MLflow still holds the old runs."""
+    first = place.json("tune", "--study", "tiny", "--trials", "1")
+    old = read_study("tiny", place.workspace).notes["mlflow_parent"]
+    delete_study("tiny", place.workspace)
+    again = place.json("tune", "--study", "tiny", "--trials", "1")
+    assert read_study("tiny", place.workspace).notes["mlflow_parent"] != old
+    assert again["mlflow_experiment"] == first["mlflow_experiment"]
+    kept = [run for run in child_runs(place).values() if run.data.tags["mlflow.parentRunId"] != old]
+    assert [run.info.status for run in kept] == ["FINISHED"]
+    garbage = {item["name"] for item in place.json("gc", "--dry-run") if item["what"] == "run"}
+    assert old in garbage
+    assert not garbage & {run.info.run_id for run in kept}
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_to_exactly_its_number(place):
     process = place.start("tune", "--study", "tiny")
@@ -191,19 +223,6 @@ def test_an_interrupted_study_equals_an_uninterrupted_one(place, tuned):
     resumed = [t for t in read_study("tiny", place.workspace).trials if t.notes.get("retry_of") == 0]
     straight = read_study("tiny", tuned[0].workspace).trials[0]
     assert [dict(trial.intermediate) for trial in resumed] == [dict(straight.intermediate)]
-
-
-def test_the_leaderboard_is_markdown_best_first(tuned):
-    place, _, _ = tuned
-    text = leaderboard(read_study("tiny", place.workspace).trials).splitlines()
-    values = [float(line.split("|")[2]) for line in text[2:]]
-    assert values == sorted(values, reverse=True)
-    assert "optimizer.learning_rate" in text[0]
-
-
-def test_the_example_film_is_made_up_and_small():
-    assert example_film().startswith(b"\x89PNG")
-    assert len(example_film()) < 5000
 
 
 def test_the_study_is_json_for_scripts(tuned):

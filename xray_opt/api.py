@@ -19,6 +19,7 @@ Each function raises a subclass of :class:`xray_opt.errors.XrayError` with one l
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
+``find_place``         where a study lies: its Optuna storage, its MLflow store
 ``delete_whole_study`` delete a study everywhere
 ``collect_garbage``    remove what nobody refers to
 =====================  ==========================================================
@@ -28,6 +29,7 @@ from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_stu
 from xray_opt.dataset import audit, prepared, shortcut_screen
 from xray_opt.leaderboard import leaderboard
 from xray_opt.phantom import make_phantoms
+from xray_opt.places import Place, find_place
 from xray_opt.scoring import evaluate, predict, promote
 from xray_opt.single import TrainWatcher, train
 from xray_opt.upkeep import collect_garbage, delete_whole_study
@@ -35,6 +37,7 @@ from xray_opt.workers import StudyWatcher, tune
 
 __all__ = [
     "Config",
+    "Place",
     "StudyConfig",
     "StudyWatcher",
     "TrainWatcher",
@@ -43,6 +46,7 @@ __all__ = [
     "collect_garbage",
     "delete_whole_study",
     "evaluate",
+    "find_place",
     "find_study",
     "leaderboard",
     "load_study",

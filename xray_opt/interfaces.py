@@ -23,8 +23,19 @@ HOST = "127.0.0.1"
 PATIENCE = 120
 
 
-def serve_interfaces(workspace: Workspace, mlflow_port: int, dashboard_port: int, say: Callable[[str], None]) -> None:
+def serve_interfaces(
+    workspace: Workspace,
+    mlflow_port: int,
+    dashboard_port: int,
+    say: Callable[[str], None],
+    storage: str | None = None,
+    uri: str | None = None,
+) -> None:
     """Run both until Ctrl-C or until one of them ends; both are ended then.
+
+    Args:
+        storage: URL of the Optuna storage; none means the default.
+        uri: tracking URI of MLflow; none means the default.
 
     Raises:
         XrayError: a port is taken, or a server ended or did not answer; the line says which.
@@ -33,15 +44,15 @@ def serve_interfaces(workspace: Workspace, mlflow_port: int, dashboard_port: int
         raise XrayError(f"both interfaces cannot use port {mlflow_port}: each owns / and /api; give two ports")
     require_free(mlflow_port, "--mlflow-port")
     require_free(dashboard_port, "--dashboard-port")
-    connection = connect(TrackingConfig(), workspace)
-    list_studies(workspace)
+    connection = connect(TrackingConfig(uri=uri), workspace)
+    list_studies(workspace, storage)
     commands = {
-        "optuna-dashboard": dashboard_command(storage_url(workspace), dashboard_port),
+        "optuna-dashboard": dashboard_command(storage_url(workspace, storage), dashboard_port),
         "MLflow": mlflow_command(connection.uri, workspace, mlflow_port),
     }
     if not connection.local:
         commands.pop("MLflow")
-        say(f"MLflow: {connection.uri} (a server of its own)")
+        say(f"MLflow: {connection.shown} (a server of its own)")
     servers = {name: _start(command) for name, command in commands.items()}
     try:
         for name, port in (("MLflow", mlflow_port), ("optuna-dashboard", dashboard_port)):

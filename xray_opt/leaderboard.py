@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from xray_opt.config import Workspace
-from xray_opt.tuning import StudyRecord, TrialRecord, read_study
+from xray_opt.tuning import StudyRecord, TrialRecord, annotate, read_study
 
 #: Study note that holds every opening of the test split.
 OPENINGS = "test_openings"
@@ -53,13 +53,13 @@ class Leaderboard:
         }
 
 
-def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
+def leaderboard(study: str, workspace: Workspace, storage: str | None = None) -> Leaderboard:
     """Trials of ``study``: complete ones by validation F1, then pruned ones, then the rest.
 
     Raises:
         StudyError: no such study; the line names those there are.
     """
-    record = read_study(study, workspace)
+    record = read_study(study, workspace, storage)
     order = {"COMPLETE": 0, "PRUNED": 1}
     trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
     summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
@@ -69,3 +69,15 @@ def leaderboard(study: str, workspace: Workspace) -> Leaderboard:
 def openings(study: StudyRecord) -> list[Opening]:
     """Every opening of the study's test split, oldest first."""
     return [Opening(**item) for item in study.notes.get(OPENINGS) or []]
+
+
+def note_opening(study: str | None, workspace: Workspace, storage: str | None, opening: Opening) -> None:
+    """Write an opening to a study, if there is one; a second note of the same opening replaces the first."""
+    if not study:
+        return
+    others = [
+        item
+        for item in openings(read_study(study, workspace, storage))
+        if replace(item, scores={}) != replace(opening, scores={})
+    ]
+    annotate(study, workspace, OPENINGS, [asdict(item) for item in [*others, opening]], storage)

@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,7 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     # It warns that no pip was found, wherever uv made the environment.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri or uri == embedded_uri(workspace):
+    if not uri or uri == workspace.mlflow_uri:
         return _embedded(workspace)
     # "databricks" has no scheme either, and is not this machine.
     local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
@@ -90,11 +90,6 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
         if urlsplit(uri).scheme in ("http", "https"):
             _probe(uri)
         return Connection(MlflowClient(uri, uri), uri, local, None, workspace)
-
-
-def embedded_uri(workspace: Workspace) -> str:
-    """Tracking URI of the workspace's embedded store."""
-    return f"sqlite:///{workspace.mlruns.resolve() / 'mlflow.db'}"
 
 
 def without_credentials(text: str) -> str:
@@ -112,9 +107,20 @@ def speaking(uri: str, action: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:500]}") from error
 
 
+def pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Every item of a search that MLflow answers a page at a time; ``fetch`` gets a page by its token (first: none)."""
+    token = None
+    while True:
+        page = fetch(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def _embedded(workspace: Workspace) -> Connection:
     """The first caller creates the tables; others wait for it, as MLflow's migrations do not stand two at once."""
-    uri, artifacts = embedded_uri(workspace), workspace.mlruns.resolve() / "artifacts"
+    uri, artifacts = workspace.mlflow_uri, workspace.mlruns.resolve() / "artifacts"
     with speaking(uri, "open the embedded store (is the folder writable, is the disk full?)"):
         artifacts.mkdir(parents=True, exist_ok=True)
         with open(workspace.mlruns / ".lock", "w") as lock:

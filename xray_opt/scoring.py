@@ -7,8 +7,11 @@ study (who, when, why) and to the MLflow run, and ``compare`` shows test scores 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,16 +19,24 @@ import numpy as np
 
 from xray_opt import registry
 from xray_opt.backbone import resolve_device
-from xray_opt.config import Config, DataConfig, TrackingConfig, Workspace, override
-from xray_opt.dataset import LABELS, Manifest, prepared, resplit
-from xray_opt.errors import BadFilm, ConfigError, DataError
+from xray_opt.config import Config, DataConfig, Workspace, override
+from xray_opt.dataset import LABELS, Film, Manifest, prepared, resplit
+from xray_opt.errors import BadFilm, ConfigError, DataError, StudyError
 from xray_opt.evaluate import BATCH, Predictor
-from xray_opt.leaderboard import OPENINGS, Opening, openings
+from xray_opt.leaderboard import Opening, note_opening
 from xray_opt.metrics import Scores, scores
 from xray_opt.mlflow_client import Connection, connect
-from xray_opt.tracking import log_run_metrics, tag_run
-from xray_opt.tuning import annotate, read_study
+from xray_opt.places import Place, known_storages
+from xray_opt.tracking import MANIFEST, STORAGE, log_run_metrics, study_manifest, tag_run
 
+OWN_FILMS = (
+    "these are the model's own films: --split all would open their sealed test split unrecorded; use --split val, or "
+    "--split test with --why"
+)
+OWN_PATIENTS = (
+    "all these films are the model's own or of its patients, going by their keys: if they are of other people, give a "
+    "CSV path,label,patient with other keys"
+)
 #: What ``predict`` reads when it is given a folder.
 SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 
@@ -42,7 +53,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model on one set of films: at 0.5, and at the threshold fixed on validation."""
+    """Scores of one model on one set of films: at 0.5, and at the threshold fixed on validation.
+
+    Attributes:
+        left_out: films of another folder that are the model's own, by their split, and under ``same_patient`` other
+            films of the same patients; none where the model's own films are not known here.
+    """
 
     model: str
     split: str
@@ -51,43 +67,47 @@ class Evaluation:
     threshold: float
     at_half: Scores
     at_threshold: Scores
+    left_out: Mapping[str, int] | None = field(default_factory=dict)
 
 
 def evaluate(
-    model: str, split: str, workspace: Workspace, data: str | None = None, why: str | None = None, device: str = "auto"
+    model: str,
+    split: str,
+    workspace: Workspace,
+    data: str | None = None,
+    why: str | None = None,
+    device: str = "auto",
+    place: Place = Place(),
 ) -> Evaluation:
     """Score ``model`` in fp32 on a split of the data it was made on, or on all films of another folder.
 
     Args:
         model: MLflow model URI or ``runs:/RUN_ID``.
-        split: ``train``, ``val``, ``test``, or ``all`` (every film of ``data``).
+        split: ``train``, ``val``, ``test``, or ``all`` (every film of ``data`` that is not the model's own).
         data: other folder or CSV; with a split of its own data, where that lies now.
         why: the reason for opening ``test``, which is recorded before a label is read.
+        place: MLflow store of the model and Optuna storage of its study.
 
     Raises:
-        ConfigError: ``test`` without a reason, ``all`` without data.
+        ConfigError: ``test`` without a reason, ``all`` without data or with no films but the model's own.
         DataError: a split was asked of data that is not the model's own.
+        StudyError: the opening cannot be written to the model's study.
     """
     if split == "test" and not why:
         raise ConfigError('the test split is sealed: say why it is opened with --why "…"; the opening is recorded')
     if split == "all" and data is None:
         raise ConfigError("--split all scores the films of another folder: name it with --data")
-    connection = connect(TrackingConfig(), workspace)
+    connection = connect(place.tracking(workspace), workspace)
     loaded = registry.load(connection, model, resolve_device(device))
     manifest = prepared(_data_settings(loaded, split, data), workspace)
-    own = loaded.tags.get("xray_opt.data_sha256")
-    if split == "all" and _is_own(manifest, loaded):
-        raise ConfigError(
-            "these are the model's own films: --split all would open their sealed test split unrecorded; use --split "
-            "val, or --split test with --why"
-        )
-    if split != "all" and manifest.sha256 != own:
-        raise DataError(
-            f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "
-            "cannot be told from its training films; score other films with --split all --data PATH"
-        )
-    opening = _record_opening(loaded, connection, workspace, str(why)) if split == "test" else None
-    films = manifest.films if split == "all" else manifest.of(split)
+    left_out: Mapping[str, int] | None = {}
+    if split == "all":
+        films, left_out = strangers(manifest, loaded, connection, workspace)
+    else:
+        _require_own(manifest, loaded, model, split)
+        films = manifest.of(split)
+    storage = _study_storage(loaded, workspace, place) if split == "test" else None
+    opening = _record_opening(loaded, connection, workspace, storage, str(why)) if split == "test" else None
     labels = np.array([film.label for film in films])
     probabilities = loaded.predictor.probabilities([Path(manifest.root) / film.path for film in films])
     result = Evaluation(
@@ -98,9 +118,10 @@ def evaluate(
         threshold=loaded.bundle.threshold,
         at_half=scores(labels, probabilities),
         at_threshold=scores(labels, probabilities, loaded.bundle.threshold),
+        left_out=left_out,
     )
     if opening is not None:
-        _record_scores(opening, loaded, connection, workspace, result.at_threshold)
+        _record_scores(opening, loaded, connection, workspace, storage, result.at_threshold)
     return result
 
 
@@ -116,15 +137,83 @@ def _own_settings(loaded: registry.Loaded) -> DataConfig:
     return override(Config(), kept).data
 
 
+def _require_own(manifest: Manifest, loaded: registry.Loaded, model: str, split: str) -> None:
+    own = loaded.tags.get(MANIFEST)
+    if manifest.sha256 != own:
+        raise DataError(
+            f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "
+            "cannot be told from its training films; score other films with --split all --data PATH"
+        )
+
+
+def strangers(
+    manifest: Manifest, loaded: registry.Loaded, connection: Connection, workspace: Workspace
+) -> tuple[tuple[Film, ...], Mapping[str, int] | None]:
+    """The films of an outside set that are not the model's own nor of its patients, and a count of the others.
+
+    The model's own films are known by their SHA-256, whatever their names; its patients by their keys, and by standing
+    in one patient group with one of its films. The count is none where the model's own films are not known here.
+
+    Raises:
+        ConfigError: no film is left.
+    """
+    own = _own_manifest(loaded, connection, workspace)
+    if own is None:
+        if _is_own(manifest, loaded):
+            raise ConfigError(OWN_FILMS)
+        return manifest.films, None
+    files = {film.sha256: film.split for film in own.films}
+    patients = {key for film in own.films for key in (film.patient, film.group)}
+    known = {film.group for film in manifest.films if film.sha256 in files or {film.patient, film.group} & patients}
+    left = tuple(film for film in manifest.films if film.group not in known)
+    out = Counter(files.get(film.sha256, "same_patient") for film in manifest.films if film.group in known)
+    if not left:
+        raise ConfigError(OWN_PATIENTS if "same_patient" in out else OWN_FILMS)
+    return left, dict(out)
+
+
+def _own_manifest(loaded: registry.Loaded, connection: Connection, workspace: Workspace) -> Manifest | None:
+    """The manifest the model was made on: from the workspace, else from its study's run; none where neither has it."""
+    digest = loaded.tags.get(MANIFEST)
+    for path in workspace.manifests.glob("*.csv"):
+        with suppress(DataError):
+            manifest = Manifest.load(path)
+            if manifest.sha256 == digest:
+                return manifest
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder, suppress(DataError):
+        kept = study_manifest(connection, loaded.run_id, Path(folder)) if loaded.run_id else None
+        return Manifest.load(kept) if kept else None
+    return None
+
+
 def _is_own(manifest: Manifest, loaded: registry.Loaded) -> bool:
     """Whether these films, split as the model's own were, are the model's own."""
     try:
-        return resplit(manifest, _own_settings(loaded)).sha256 == loaded.tags.get("xray_opt.data_sha256")
+        return resplit(manifest, _own_settings(loaded)).sha256 == loaded.tags.get(MANIFEST)
     except DataError:  # films that cannot even be split so are others
         return False
 
 
-def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: Workspace, why: str) -> Opening:
+def _study_storage(loaded: registry.Loaded, workspace: Workspace, place: Place) -> str | None:
+    """URL of the storage that holds the model's study, in which an opening is written.
+
+    Raises:
+        StudyError: it is none of those known here.
+    """
+    if place.storage or "xray_opt.study" not in loaded.tags:
+        return place.storage
+    url = known_storages(workspace).get(loaded.tags.get(STORAGE, ""))
+    if url is None:
+        raise StudyError(
+            f"the test split stays sealed: the opening belongs into study {loaded.tags['xray_opt.study']}, which is "
+            "in a storage that is not known here; name it with --storage URL or --study FILE"
+        )
+    return url
+
+
+def _record_opening(
+    loaded: registry.Loaded, connection: Connection, workspace: Workspace, storage: str | None, why: str
+) -> Opening:
     """Write who opened the test split, when and why, before any label is read."""
     opening = Opening(
         who=getpass.getuser(),
@@ -132,36 +221,28 @@ def _record_opening(loaded: registry.Loaded, connection: Connection, workspace: 
         why=why,
         trial=int(number) if (number := loaded.tags.get("xray_opt.trial")) else None,
     )
-    _note_opening(loaded, workspace, opening)
+    note_opening(loaded.tags.get("xray_opt.study"), workspace, storage, opening)
     if loaded.run_id:
         tag_run(connection, loaded.run_id, "xray_opt.test_opened", f"{opening.when} {opening.who}: {why}")
     return opening
 
 
 def _record_scores(
-    opening: Opening, loaded: registry.Loaded, connection: Connection, workspace: Workspace, result: Scores
+    opening: Opening,
+    loaded: registry.Loaded,
+    connection: Connection,
+    workspace: Workspace,
+    storage: str | None,
+    result: Scores,
 ) -> None:
     values = {f"test.{name}": value for name, value in asdict(result).items()}
-    _note_opening(loaded, workspace, replace(opening, scores=values))
+    note_opening(loaded.tags.get("xray_opt.study"), workspace, storage, replace(opening, scores=values))
     if loaded.run_id:
         log_run_metrics(connection, loaded.run_id, values)
 
 
-def _note_opening(loaded: registry.Loaded, workspace: Workspace, opening: Opening) -> None:
-    """Write an opening to the study of the model, if it has one; a second note of the same opening replaces it."""
-    study = loaded.tags.get("xray_opt.study")
-    if not study:
-        return
-    others = [
-        item
-        for item in openings(read_study(study, workspace))
-        if replace(item, scores={}) != replace(opening, scores={})
-    ]
-    annotate(study, workspace, OPENINGS, [asdict(item) for item in [*others, opening]])
-
-
 def predict(
-    films: Iterable[Path], model: str, workspace: Workspace, device: str = "auto"
+    films: Iterable[Path], model: str, workspace: Workspace, device: str = "auto", place: Place = Place()
 ) -> tuple[list[Prediction], list[tuple[str, str]]]:
     """Answers for films and folders of films, and the refused ones with their reasons.
 
@@ -170,7 +251,7 @@ def predict(
         TrackingError: no such model.
     """
     paths = list(film_files(films))
-    loaded = registry.load(connect(TrackingConfig(), workspace), model, resolve_device(device))
+    loaded = registry.load(connect(place.tracking(workspace), workspace), model, resolve_device(device))
     threshold = loaded.bundle.threshold
     rows, refused = [], []
     for path, answer in _answers(loaded.predictor, paths):
@@ -209,6 +290,6 @@ def film_files(films: Iterable[Path]) -> Iterable[Path]:
         yield from found
 
 
-def promote(name: str, version: str | None, workspace: Workspace) -> registry.Comparison:
+def promote(name: str, version: str | None, workspace: Workspace, place: Place = Place()) -> registry.Comparison:
     """Make ``version`` (none means the candidate) of the registered model ``name`` its champion."""
-    return registry.promote(connect(TrackingConfig(), workspace), name, version)
+    return registry.promote(connect(place.tracking(workspace), workspace), name, version)

@@ -1,21 +1,33 @@
-"""One training run with fixed settings, tracked like a trial but outside any study."""
+"""One training run with fixed settings, tracked like a trial but outside any study.
+
+What a kill or Ctrl-C leaves is taken up by the next run of the same name and settings, from its last whole epoch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import hashlib
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from xray_opt.backbone import load_base
+from xray_opt.backbone import Base, load_base, save_base
 from xray_opt.cache import open_images
 from xray_opt.config import Config, Workspace
 from xray_opt.dataset import Pseudonyms, prepared, settled
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, NotFinite
 from xray_opt.experiment import Job, Result, run_experiment
-from xray_opt.mlflow_client import connect
-from xray_opt.tracking import Tracking
-from xray_opt.trainer import Epoch
+from xray_opt.mlflow_client import Connection, connect
+from xray_opt.tracking import Tracking, close_lost, data_tags, log_run_file
+from xray_opt.trainer import Epoch, discard_checkpoint
+
+#: MLflow's databases take so many characters of a run's name.
+LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,27 @@ class TrainWatcher:
     epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
+@dataclass(frozen=True)
+class _Unfinished:
+    """Files of a run that is not finished: its checkpoint, and the ids of the MLflow runs that worked on it."""
+
+    checkpoint: Path
+    runs: Path
+
+    def add(self, run_id: str) -> None:
+        with self.runs.open("a") as file:
+            file.write(run_id + "\n")
+
+    def close_lost(self, connection: Connection) -> None:
+        """End what a killed process left RUNNING; nobody else works on this run, as its name is held."""
+        for run_id in self.runs.read_text().split():
+            close_lost(connection, run_id)
+
+    def discard(self) -> None:
+        discard_checkpoint(self.checkpoint)
+        self.runs.unlink(missing_ok=True)
+
+
 def train(
     config: Config,
     workspace: Workspace,
@@ -34,7 +67,7 @@ def train(
     keep: Path | None = None,
     watcher: TrainWatcher = TrainWatcher(),
 ) -> Result:
-    """Train once and log it to the MLflow experiment ``train``.
+    """Train once and log it to the MLflow experiment ``train``; a run of this name that was stopped is resumed.
 
     Args:
         name: name of the run; none makes one from the time.
@@ -45,14 +78,71 @@ def train(
     """
     if keep is not None and keep.exists():
         raise ConfigError(f"{keep} exists already; name a new folder with --out")
+    label = _checked(name) if name is not None else datetime.now().strftime("train-%Y%m%d-%H%M%S-%f")
     config = replace(config, data=settled(config.data, workspace))
     manifest = prepared(config.data, workspace, lambda done, n: watcher.progress("index", done, n))
     base = load_base(config.model)
     if warning := base.warning():
         watcher.say(warning)
     images = open_images(manifest, config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n))
-    tags = {"xray_opt.data_sha256": manifest.sha256, "xray_opt.base_sha256": base.sha256}
-    label = name or datetime.now().strftime("train-%Y%m%d-%H%M%S")
-    with Tracking.open(connect(config.tracking, workspace), "train", tags, parent=False) as tracking:
-        job = Job(config, label, {}, tags, watch=watcher.epoch, say=watcher.say, keep=keep)
-        return run_experiment(job, images, base, tracking, Pseudonyms(workspace))
+    tags = data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
+    connection = connect(config.tracking, workspace)
+    with _held(label, workspace) as unfinished, Tracking.open(connection, "train", tags, parent=False) as tracking:
+        unfinished.close_lost(connection)
+        watcher.say(f"if this run is stopped, it goes on with --name {shlex.quote(label)} and the same settings")
+
+        def started(run_id: str) -> None:
+            unfinished.add(run_id)
+            _keep_base(base, connection, run_id)
+
+        job = Job(
+            config,
+            label,
+            {},
+            tags,
+            unfinished.checkpoint,
+            watch=watcher.epoch,
+            started=started,
+            say=watcher.say,
+            keep=keep,
+        )
+        try:
+            result = run_experiment(job, images, base, tracking, Pseudonyms(workspace))
+        except NotFinite:  # it would be so again
+            unfinished.discard()
+            raise
+        unfinished.discard()
+        return result
+
+
+def _checked(name: str) -> str:
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ConfigError(f"--name must be 1 to {LONGEST_NAME} printable characters, not {name[:60]!r}")
+    return name
+
+
+@contextmanager
+def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
+    """The files of the run of this name, held by this process alone; the hold dies with the process."""
+    folder = workspace.unfinished_runs
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = hashlib.sha256(name.encode()).hexdigest()[:16]
+    runs = folder / f"{stem}.runs"
+    with runs.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have finished, and removed the file, just before.
+            held = runs.exists() and os.path.samestat(runs.stat(), os.fstat(lock.fileno()))
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise ConfigError(f"a run named {name!r} is at work here already; give another --name")
+        yield _Unfinished(folder / f"{stem}.pt", runs)
+
+
+def _keep_base(base: Base, connection: Connection, run_id: str) -> None:
+    """Store base weights that cannot be fetched again with the run, as a study does with its own."""
+    if base.origin == "imagenet":
+        return
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        log_run_file(connection, run_id, save_base(base, Path(folder) / "base.safetensors"), "base")

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.dataset import Manifest
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, XrayError
 from xray_opt.mlflow_client import Connection, connect
+from xray_opt.places import Place, known_storages, state_marks
 from xray_opt.tracking import delete_run, orphan_runs, study_runs, unreferenced_artifacts
-from xray_opt.tuning import RESUMABLE, StudyRecord, delete_study, list_studies
+from xray_opt.tuning import (
+    IDENTITY,
+    RESUMABLE,
+    StudyRecord,
+    delete_study,
+    list_studies,
+    read_study,
+    require_idle,
+    storage_digest,
+    storage_url,
+)
+
+#: Digest of a storage → its studies.
+Studies = Mapping[str, list[StudyRecord]]
 
 
 @dataclass(frozen=True)
@@ -25,30 +39,51 @@ class Garbage:
     remove: Callable[[], None] = field(repr=False)
 
 
-def delete_whole_study(name: str, workspace: Workspace) -> dict[str, int]:
+def delete_whole_study(place: Place, workspace: Workspace, force: bool = False) -> dict[str, int]:
     """Delete a study: MLflow runs first, so that a kill leaves a study that can be deleted again.
 
+    Args:
+        force: also where a worker is at work on it.
+
     Raises:
-        StudyError: no such study.
+        StudyError: no such study, or a worker is at work on it.
     """
-    connection = connect(TrackingConfig(), workspace)
-    runs = study_runs(connection, name)
+    name = str(place.study)
+    identity = read_study(name, workspace, place.storage).notes.get(IDENTITY)
+    if not force:
+        require_idle(name, workspace, place.storage)
+    connection = connect(place.tracking(workspace), workspace)
+    runs = study_runs(connection, identity) if identity else []
     for run_id in runs:
         delete_run(connection, run_id)
-    shutil.rmtree(workspace.study_folder(name), ignore_errors=True)
-    delete_study(name, workspace)
+    folder = workspace.study_folder(name)
+    if state_marks(folder) <= {storage_digest(storage_url(workspace, place.storage))}:
+        shutil.rmtree(folder, ignore_errors=True)
+    delete_study(name, workspace, place.storage, force)
     return {"runs": len(runs)}
 
 
-def collect_garbage(workspace: Workspace, dry_run: bool = False) -> list[Garbage]:
-    """Remove (or only list) what nothing refers to; returns it. Registered models are always kept."""
-    studies = list_studies(workspace)
-    connection = connect(TrackingConfig(), workspace)
+def collect_garbage(
+    workspace: Workspace,
+    dry_run: bool = False,
+    storages: Sequence[str] = (),
+    uri: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Garbage]:
+    """Remove (or only list) what nothing refers to; returns it. Registered models are always kept.
+
+    Args:
+        storages: Optuna storages to look into besides those that the workspace knows.
+        uri: tracking URI of MLflow.
+        say: told what is left alone because its study may be in a storage that cannot be read now.
+    """
+    studies = _studies(workspace, storages, say)
+    connection = connect(TrackingConfig(uri=uri), workspace)
     found = [
-        *_states(workspace, {study.name for study in studies}),
+        *_states(workspace, studies, say),
         *_checkpoints(workspace, studies),
         *_caches(workspace),
-        *_runs(connection, {study.name for study in studies}),
+        *_runs(connection, studies, say),
         *_artifacts(connection, workspace),
     ]
     if not dry_run:
@@ -57,19 +92,38 @@ def collect_garbage(workspace: Workspace, dry_run: bool = False) -> list[Garbage
     return found
 
 
-def _states(workspace: Workspace, known: set[str]) -> Iterator[Garbage]:
+def _studies(workspace: Workspace, storages: Sequence[str], say: Callable[[str], None]) -> Studies:
+    """Digest → studies of every storage that can be read; one that the caller named must be readable."""
+    studies = {storage_digest(url): list_studies(workspace, url) for url in storages}
+    for digest, url in known_storages(workspace).items():
+        try:
+            if digest not in studies:
+                studies[digest] = list_studies(workspace, url)
+        except XrayError as error:
+            say(f"left alone what belongs to a storage that cannot be read: {error}")
+    return studies
+
+
+def _states(workspace: Workspace, studies: Studies, say: Callable[[str], None]) -> Iterator[Garbage]:
     folder = workspace.study_folder("any").parent
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name not in known:
+        marks = state_marks(path)
+        if not marks or not marks <= set(studies):
+            say(f"left alone: {path}: its study may be in another storage; name that with --storage URL")
+        elif not any(study.name == path.name for digest in marks for study in studies[digest]):
             yield _folder("state of a deleted study", path)
 
 
-def _checkpoints(workspace: Workspace, studies: list[StudyRecord]) -> Iterator[Garbage]:
-    """Checkpoints of trials that are over and that no waiting or running trial resumes."""
-    for study in studies:
-        folder = workspace.study_folder(study.name) / "checkpoints"
-        wanted = {f"trial-{number:05d}" for number in _resumable(study)}
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+def _checkpoints(workspace: Workspace, studies: Studies) -> Iterator[Garbage]:
+    """Checkpoints of trials that are over and that no waiting or running trial of any storage resumes."""
+    for name in sorted({study.name for held in studies.values() for study in held}):
+        folder = workspace.study_folder(name)
+        if not state_marks(folder) <= set(studies):
+            continue
+        named = [study for held in studies.values() for study in held if study.name == name]
+        wanted = {f"trial-{number:05d}" for study in named for number in _resumable(study)}
+        kept = folder / "checkpoints"
+        for path in sorted(kept.iterdir()) if kept.is_dir() else ():
             if path.name.split(".")[0] not in wanted:
                 yield Garbage("checkpoint", str(path), path.stat().st_size, path.unlink)
 
@@ -97,8 +151,15 @@ def _caches(workspace: Workspace) -> Iterator[Garbage]:
             yield _folder("cache", path) if path.is_dir() else Garbage("cache", str(path), _size(path), path.unlink)
 
 
-def _runs(connection: Connection, known: set[str]) -> Iterator[Garbage]:
-    for run_id in orphan_runs(connection, known):
+def _runs(connection: Connection, studies: Studies, say: Callable[[str], None]) -> Iterator[Garbage]:
+    known = {digest: {str(study.notes.get(IDENTITY)) for study in held} for digest, held in studies.items()}
+    orphans, unknown = orphan_runs(connection, known)
+    if unknown:
+        say(
+            f"left alone: {len(unknown)} MLflow runs of studies in a storage that is not read here; name it with "
+            "--storage URL"
+        )
+    for run_id in orphans:
         yield Garbage("run", run_id, 0, lambda run_id=run_id: delete_run(connection, run_id))  # type: ignore[misc]
 
 

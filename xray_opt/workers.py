@@ -6,14 +6,10 @@ a kill left undone (lost trials, their MLflow runs, the registration of the best
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base, load_base, read_base, save_base
@@ -21,14 +17,25 @@ from xray_opt.cache import Images, open_images
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
 from xray_opt.errors import ModelError
-from xray_opt.experiment import ADAPTER_ARTIFACT, Job, run_experiment
-from xray_opt.mlflow_client import Connection, connect
-from xray_opt.tracking import RankedTrial, Tracking, close_lost, trial_runs
+from xray_opt.experiment import Job, run_experiment
+from xray_opt.mlflow_client import connect
+from xray_opt.places import PARENT, STORE, mark_state
+from xray_opt.settling import settle
+from xray_opt.tracking import STORAGE, STUDY_ID, Tracking, TrialEnd, data_tags, require_same_store, store_note
 from xray_opt.trainer import Epoch, discard_checkpoint
-from xray_opt.tuning import RESUMABLE, OpenStudy, Outcome, Tally, TrialContext, TrialRecord, open_study
-
-#: So many best trials become LoggedModels, which MLflow's UI compares.
-RANKED = 5
+from xray_opt.tuning import (
+    IDENTITY,
+    RESUMABLE,
+    OpenStudy,
+    Outcome,
+    Tally,
+    TrialContext,
+    TrialRecord,
+    list_studies,
+    open_study,
+    storage_digest,
+    storage_url,
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,10 @@ def tune(
     study = replace(study, config=replace(study.config, data=data))
     manifest = prepared(data, workspace, lambda done, n: watcher.progress("index", done, n))
     # Before the study is made: without weights there must be no study that remembers having wanted them.
-    kept = _kept_base(study.name, workspace)
-    fresh = None if kept.is_file() else load_base(study.config.model)
+    kept = _known_base(study, workspace)
+    fresh = None if kept and kept.is_file() else load_base(study.config.model)
     opened = open_study(study, workspace, manifest.sha256)
+    mark_state(workspace, study.name, storage_digest(storage_url(workspace, study.storage)))
     base = _study_base(opened, workspace, fresh)
     before = opened.read()
     watcher.known(before.counted, before.best)
@@ -94,28 +102,44 @@ def _tune(
 ) -> TuneReport:
     study = opened.config
     connection = connect(study.config.tracking, workspace)
+    require_same_store(connection, study.name, opened.notes.get(STORE), opened.notes.get(PARENT))
     if warning := base.warning():
         watcher.say(warning)
     images = open_images(
         manifest, study.config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n)
     )
-    tags = {"xray_opt.study": study.name, "xray_opt.data_sha256": manifest.sha256, "xray_opt.base_sha256": base.sha256}
+    tags = {
+        "xray_opt.study": study.name,
+        STUDY_ID: str(opened.notes[IDENTITY]),
+        STORAGE: storage_digest(storage_url(workspace, study.storage)),
+    }
+    tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
     with Tracking.open(connection, study.name, tags) as tracking:
-        opened.annotate("mlflow_parent", tracking.parent_id)
+        opened.annotate(STORE, store_note(connection))
+        opened.annotate(PARENT, tracking.parent_id)
         _describe_once(opened, tracking, manifest, base, watcher)
-        objective = _Objective(opened, images, base, tracking, connection, Pseudonyms(workspace), tags, watcher)
+        _agree(opened, tracking, watcher)
+        objective = _Objective(opened, images, base, tracking, Pseudonyms(workspace), tags, watcher)
         tally = opened.tune(
             objective,
             total,
             timeout,
-            lost=lambda record: _close_runs(connection, study.name, record, record.reason or "worker-lost"),
+            lost=lambda record: tracking.close_trial(record.number, record.reason or "worker-lost"),
             ended=objective.ended,
             say=watcher.say,
         )
-        version = _settle(opened, tracking, connection, base, tags)
+        _agree(opened, tracking, watcher)
+        version = settle(opened, tracking, connection, base, tags)
         aliases = registry.aliases(connection, version.name) if version else {}
         held = tuple(alias for alias, number in aliases.items() if version and number == version.version)
         return TuneReport(study.name, tally, version, held, tracking.experiment_id)
+
+
+def _agree(opened: OpenStudy, tracking: Tracking, watcher: StudyWatcher) -> None:
+    """Repair runs whose state is not their trial's: an earlier call was killed between the two, or MLflow was away."""
+    trials = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in opened.read().trials]
+    for state, count in tracking.agree(trials).items():
+        watcher.say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
 
 
 def _study_base(opened: OpenStudy, workspace: Workspace, fresh: Base | None) -> Base:
@@ -126,14 +150,14 @@ def _study_base(opened: OpenStudy, workspace: Workspace, fresh: Base | None) -> 
     Args:
         fresh: the weights that the settings name, where they have been read already.
     """
-    kept = _kept_base(opened.config.name, workspace)
     known = opened.notes.get("base_sha256")
-    if known and kept.is_file():
+    kept = known and _kept_base(opened.config.name, workspace, str(known))
+    if kept and kept.is_file():
         base = read_base(kept)
     else:
         base = fresh or load_base(opened.config.config.model)
         if base.origin != "imagenet":
-            save_base(base, kept)
+            save_base(base, _kept_base(opened.config.name, workspace, base.sha256))
     if known and base.sha256 != known:
         raise ModelError(
             f"study {opened.config.name} was made on base weights {str(known)[:12]}, these are {base.sha256[:12]}: "
@@ -145,8 +169,16 @@ def _study_base(opened: OpenStudy, workspace: Workspace, fresh: Base | None) -> 
     return replace(base, origin=origin)
 
 
-def _kept_base(study: str, workspace: Workspace) -> Path:
-    return workspace.study_folder(study) / "base.safetensors"
+def _known_base(study: StudyConfig, workspace: Workspace) -> Path | None:
+    """Where the base weights of a study that was made before are kept, if they are; none for a new study."""
+    names = {record.name: record for record in list_studies(workspace, study.storage)}
+    known = names[study.name].notes.get("base_sha256") if study.name in names else None
+    return _kept_base(study.name, workspace, str(known)) if known else None
+
+
+def _kept_base(study: str, workspace: Workspace, sha256: str) -> Path:
+    """By digest: studies of one name in two storages share the folder."""
+    return workspace.study_folder(study) / f"base-{sha256[:16]}.safetensors"
 
 
 def _describe_once(
@@ -175,7 +207,6 @@ class _Objective:
     images: Images
     base: Base
     tracking: Tracking
-    connection: Connection
     pseudonyms: Pseudonyms
     tags: dict[str, str]
     watcher: StudyWatcher
@@ -206,7 +237,7 @@ class _Objective:
     def ended(self, record: TrialRecord, checkpoint: Path) -> None:
         """A trial has its final state: its checkpoint is not needed any more unless another one resumes it."""
         if record.state == "FAIL":
-            _close_runs(self.connection, self.opened.config.name, record, record.reason or "error")
+            self.tracking.close_trial(record.number, record.reason or "error")
         if record.reason not in RESUMABLE:
             discard_checkpoint(checkpoint)
         self.watcher.trial_ended(record)
@@ -214,53 +245,3 @@ class _Objective:
 
 def _retry_tag(trial: TrialContext) -> dict[str, str]:
     return {} if trial.retry_of is None else {"xray_opt.retry_of": str(trial.retry_of)}
-
-
-def _close_runs(connection: Connection, study: str, record: TrialRecord, reason: str) -> None:
-    """Bring the runs of a failed trial to FAILED; found by tag, as a kill may come before the trial knows its run."""
-    for run_id in trial_runs(connection, study, record.number):
-        close_lost(connection, run_id, reason)
-
-
-def _settle(
-    opened: OpenStudy, tracking: Tracking, connection: Connection, base: Base, tags: dict[str, str]
-) -> registry.Version | None:
-    """Rank the best trials and register the best one; both are safe to repeat, so a kill here loses nothing."""
-    record = opened.read()
-    ranked = sorted((t for t in record.trials if t.state == "COMPLETE"), key=lambda t: (-(t.value or 0), t.number))
-    tracking.rank_models([RankedTrial(str(t.notes["mlflow_run"]), t.number, t.value or 0.0) for t in ranked[:RANKED]])
-    tracking.log_metrics({"trials.complete": len(ranked), "trials.pruned": record.count("PRUNED")})
-    if not ranked:
-        return None
-    best = ranked[0]
-    tracking.log_metrics({"best.f1": best.value or 0.0})
-    tracking.note(leaderboard(record.trials))
-    run_id = str(best.notes["mlflow_run"])
-    name = opened.config.config.tracking.registered_model
-    facts = tags | {"xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
-    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        bundle = tracking.download(run_id, ADAPTER_ARTIFACT, Path(folder))
-        return registry.register(connection, run_id, bundle, base, name, facts, example_film())
-
-
-def leaderboard(trials: tuple[TrialRecord, ...]) -> str:
-    """Markdown table of the finished trials, best first, for the note of the study's run in MLflow."""
-    done = sorted((t for t in trials if t.state == "COMPLETE"), key=lambda t: (-(t.value or 0), t.number))
-    names = sorted({name for trial in done for name in trial.params})
-    rows = [["trial", "val F1", "val AUC", *names]]
-    rows += [
-        [str(t.number), f"{t.value:.4f}", f"{t.notes.get('val.auc', float('nan')):.4f}"]
-        + [f"{value:.3g}" if isinstance(value := t.params.get(name, ""), float) else str(value) for name in names]
-        for t in done
-    ]
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def example_film() -> bytes:
-    """A made-up film (64×64 grey PNG) as the input example of the registered model: never a patient's."""
-    side = np.linspace(-1, 1, 64)
-    glow = np.exp(-((side[:, None] ** 2) + side[None, :] ** 2))
-    buffer = io.BytesIO()
-    Image.fromarray((glow * 200).astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from xray_opt.errors import ModelError
 
@@ -45,7 +49,8 @@ def imagenet_weights(cache: Path | None = None, progress: Progress | None = None
 def download_weights(url: str, sha256: str, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """The file behind ``url`` in ``cache``, fetched if it is not there with this digest.
 
-    A broken download goes on where it stopped (HTTP Range). Two processes may fetch at once: each has its own part.
+    A broken download goes on where it stopped (HTTP Range). Two processes or hosts may fetch at once: each holds a part
+    file of its own under a lock that dies with it.
 
     Args:
         progress: called with (bytes so far, bytes in all).
@@ -57,17 +62,19 @@ def download_weights(url: str, sha256: str, cache: Path | None = None, progress:
     target = folder / url.rsplit("/", 1)[-1]
     if target.is_file() and file_sha256(target) == sha256:
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    part = _own_part(target)
     try:
-        _fetch(url, part, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _own_part(target) as (part, file):
+            _fetch(url, file, progress)
+            found = file_sha256(part)
+            if found != sha256:
+                part.unlink()
+                raise ModelError(
+                    f"{target.name} has SHA-256 {found[:12]}, not {sha256[:12]}: refused; try again, {WAYS_ON}"
+                )
+            part.replace(target)
     except (urllib.error.URLError, OSError) as error:
         raise ModelError(f"cannot download {target.name} ({_reason(error)}); try again to resume, {WAYS_ON}") from error
-    found = file_sha256(part)
-    if found != sha256:
-        part.unlink()
-        raise ModelError(f"{target.name} has SHA-256 {found[:12]}, not {sha256[:12]}: refused; try again, {WAYS_ON}")
-    part.replace(target)
     return target
 
 
@@ -77,35 +84,53 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _own_part(target: Path) -> Path:
-    """A part file of this process, taken over from a dead one so that its bytes are not fetched again."""
-    own = target.with_name(f"{target.name}.{os.getpid()}.part")
-    for other in sorted(target.parent.glob(f"{target.name}.*.part")):
-        owner = other.name.split(".")[-2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
-            other.replace(own)
-            break
-    return own
+@contextmanager
+def _own_part(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The first part file that nobody holds, locked and open for appending: one left by a dead process is resumed."""
+    for number in count():
+        part = target.with_name(f"{target.name}.{number}.part")
+        with part.open("ab") as file:
+            if _lock(file) and _still_there(part, file):
+                yield part, file
+                return
 
 
-def _fetch(url: str, part: Path, progress: Progress | None) -> None:
-    have = part.stat().st_size if part.exists() else 0
+def _lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _still_there(part: Path, file: BinaryIO) -> bool:
+    """Whether the path still names this file: its holder may have moved it into place between opening and locking."""
+    try:
+        return os.path.samestat(part.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _fetch(url: str, file: BinaryIO, progress: Progress | None) -> None:
+    have = os.fstat(file.fileno()).st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             if response.status != 206:
                 have = 0  # the server does not resume: start over
+                file.truncate(0)
             size = have + int(response.headers.get("Content-Length") or 0)
-            with part.open("ab" if have else "wb") as file:
-                while chunk := response.read(CHUNK):
-                    file.write(chunk)
-                    have += len(chunk)
-                    if progress:
-                        progress(have, size)
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(have, size)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         return  # nothing beyond what is here: the digest decides
+    finally:
+        file.flush()
     if size > have:
         raise OSError(f"the connection broke after {have} of {size} bytes")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from xray_opt.cli.options import as_json
+from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
 from xray_opt.cli.output import print_json, print_table
 
 CHAMPION = "models:/xray-pneumonia@champion"
@@ -30,17 +30,37 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 @click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
 @click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
 @_device
+@of_study
+@storage_option
+@tracking_option
 @as_json
-def evaluate(model: str, split: str, data: str | None, why: str | None, device: str, as_json: bool) -> None:
-    """Score a model on a split of its own data, or on all films of another folder."""
+def evaluate(
+    model: str,
+    split: str,
+    data: str | None,
+    why: str | None,
+    device: str,
+    study_name: str | None,
+    storage: str | None,
+    uri: str | None,
+    as_json: bool,
+) -> None:
+    """Score a model on a split of its own data, or on all films of another folder that are not its own."""
     from xray_opt.config import Workspace
+    from xray_opt.places import find_place
     from xray_opt.scoring import evaluate as score
 
-    result = score(model, split, Workspace.here(), data, why, device)
+    place = find_place(Workspace.here(), study_name, storage, uri)
+    result = score(model, split, Workspace.here(), data, why, device, place)
     if as_json:
         print_json(asdict(result))
         return
     click.echo(f"{result.model} on {result.split}: {result.films} films of {result.patients} patient groups")
+    if result.left_out is None:
+        click.echo("the model's own films are not known here: whether some of these are among them was not checked")
+    elif result.left_out:
+        out = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in result.left_out.items())
+        click.echo(f"left out, as the model's own films or of its patients: {out}")
     rows = [
         [f"threshold {threshold:.4f}", s.f1, s.auc, s.accuracy, s.precision, s.recall]
         for threshold, s in ((0.5, result.at_half), (result.threshold, result.at_threshold))
@@ -52,18 +72,30 @@ def evaluate(model: str, split: str, data: str | None, why: str | None, device: 
 @click.argument("films", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_model
 @_device
+@of_study
+@tracking_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @as_json
-def predict(films: tuple[Path, ...], model: str, device: str, as_csv: bool, as_json: bool) -> None:
+def predict(
+    films: tuple[Path, ...],
+    model: str,
+    device: str,
+    study_name: str | None,
+    uri: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
     """Probability of pneumonia for films or folders of films. Not for clinical use.
 
     A film that cannot be read is listed with its reason on stderr and the exit code is 3; the others are answered.
     """
     from xray_opt.config import Workspace
     from xray_opt.errors import DataError
+    from xray_opt.places import find_place
     from xray_opt.scoring import predict as answer
 
-    rows, refused = answer(films, model, Workspace.here(), device)
+    place = find_place(Workspace.here(), study_name, uri=uri)
+    rows, refused = answer(films, model, Workspace.here(), device, place)
     if as_json:
         print_json([asdict(row) for row in rows])
     elif as_csv:
@@ -81,23 +113,26 @@ def predict(films: tuple[Path, ...], model: str, device: str, as_csv: bool, as_j
 @click.command()
 @click.option("--name", default="xray-pneumonia", show_default=True, help="Registered model.")
 @click.option("--version", "number", help="Version to promote; default: the candidate.")
+@of_study
+@tracking_option
 @as_json
-def promote(name: str, number: str | None, as_json: bool) -> None:
+def promote(name: str, number: str | None, study_name: str | None, uri: str | None, as_json: bool) -> None:
     """Make the candidate (or another version) the champion, and show how the two compare."""
     from xray_opt.config import Workspace
+    from xray_opt.places import find_place
     from xray_opt.scoring import promote as move
 
-    comparison = move(name, number, Workspace.here())
+    comparison = move(name, number, Workspace.here(), find_place(Workspace.here(), study_name, uri=uri))
     if as_json:
         print_json(asdict(comparison))
         return
     sides = [("before", comparison.old), ("champion", comparison.new)]
     rows: list[list[Any]] = [
-        [side, v.version, v.tags.get("xray_opt.study", ""), v.val_f1, v.tags.get("xray_opt.data_sha256", "")[:12]]
+        [side, v.version, v.tags.get("xray_opt.study", ""), v.val_f1, v.tags.get("xray_opt.manifest_sha256", "")[:12]]
         for side, v in sides
         if v is not None
     ]
-    print_table(["", "version", "study", "val F1", "data"], rows, title=name)
+    print_table(["", "version", "study", "val F1", "split"], rows, title=name)
     if comparison.old is not None and not comparison.same_data:
         click.echo("the two were validated on different data: their scores cannot be compared")
 

@@ -15,14 +15,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+storage_option = click.option(
+    "--storage", metavar="URL", help="Optuna storage; default: the study file's, XRAY_OPT_STORAGE, or the workspace's."
+)
+tracking_option = click.option(
+    "--tracking-uri",
+    "uri",
+    metavar="URI",
+    help="MLflow store; default: the study's, MLFLOW_TRACKING_URI, or the workspace's.",
+)
+of_study = click.option(
+    "--study", "study_name", metavar="STUDY", help="Study (or its file) whose MLflow store and Optuna storage to use."
+)
+
+
 def run_options(function: F) -> F:
-    """--data, --weights, --device, --seed, --set: what a run may be told on the command line."""
+    """--data, --weights, --device, --seed, --tracking-uri, --set: what a run may be told on the command line."""
     for option in reversed(
         (
             click.option("--data", metavar="PATH", help="Folder or CSV of films (data.root); default: prepared last."),
             click.option("--weights", metavar="PATH", help="Base weights from a file (model.base)."),
             click.option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (training.device)."),
             click.option("--seed", type=click.IntRange(min=0), help="Seed of search and training."),
+            click.option("--tracking-uri", "uri", metavar="URI", help="MLflow store (tracking.uri)."),
             click.option("--set", "sets", metavar="A.B=C", multiple=True, help="Any setting by its dotted name."),
         )
     ):
@@ -31,12 +46,19 @@ def run_options(function: F) -> F:
 
 
 def settings_from(
-    config: Config, data: str | None, weights: str | None, device: str | None, seed: int | None, sets: tuple[str, ...]
+    config: Config,
+    data: str | None,
+    weights: str | None,
+    device: str | None,
+    seed: int | None,
+    uri: str | None,
+    sets: tuple[str, ...],
 ) -> Config:
     """``config`` with the run options applied; ``--set`` wins over the short ones."""
     from xray_opt.config import override, parse_assignments
 
     short = {"data.root": data, "model.base": weights, "training.device": device, "training.seed": seed}
+    short |= {"tracking.uri": uri}
     values: dict[str, object] = {name: value for name, value in short.items() if value is not None}
     return override(config, values | parse_assignments(sets))
 

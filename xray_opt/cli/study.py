@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from xray_opt.cli.options import as_json
+from xray_opt.cli.options import as_json, storage_option, tracking_option
 from xray_opt.cli.output import print_json, print_table, short_names
 
 
@@ -16,13 +16,14 @@ def study() -> None:
 
 
 @study.command("list")
+@storage_option
 @as_json
-def list_command(as_json: bool) -> None:
+def list_command(storage: str | None, as_json: bool) -> None:
     """All studies of the storage with their counts and best value."""
     from xray_opt.config import Workspace
     from xray_opt.tuning import list_studies
 
-    records = list_studies(Workspace.here())
+    records = list_studies(Workspace.here(), storage)
     if as_json:
         print_json([record.to_dict() for record in records])
         return
@@ -38,14 +39,17 @@ def list_command(as_json: bool) -> None:
 
 @study.command()
 @click.argument("name")
+@storage_option
 @as_json
-def show(name: str, as_json: bool) -> None:
-    """One study: every trial with its state, value and params, and which params mattered."""
+def show(name: str, storage: str | None, as_json: bool) -> None:
+    """One study (NAME, or its file): every trial with its state, value and params, and which params mattered."""
     from xray_opt.config import Workspace
+    from xray_opt.places import find_place
     from xray_opt.tuning import importances, read_study
 
-    record = read_study(name, Workspace.here())
-    weights = importances(name, Workspace.here())
+    place = find_place(Workspace.here(), name, storage)
+    record = read_study(str(place.study), Workspace.here(), place.storage)
+    weights = importances(record.name, Workspace.here(), place.storage)
     if as_json:
         print_json(record.to_dict() | {"importances": weights})
         return
@@ -61,7 +65,7 @@ def show(name: str, as_json: bool) -> None:
         ]
         for t in record.trials
     ]
-    print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=name)
+    print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=record.name)
     for trial in record.trials:
         if trial.message:
             click.echo(f"trial {trial.number} failed: {trial.message}")
@@ -74,14 +78,19 @@ def show(name: str, as_json: bool) -> None:
 @study.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(name: str, yes: bool) -> None:
-    """Delete a study's trials, its MLflow runs and its checkpoints; registered models stay."""
+@click.option("--force", is_flag=True, help="Also while a worker is at work on it.")
+@storage_option
+@tracking_option
+def delete(name: str, yes: bool, force: bool, storage: str | None, uri: str | None) -> None:
+    """Delete the trials of a study (NAME, or its file), its MLflow runs and its checkpoints; registered models stay."""
     from xray_opt.config import Workspace
+    from xray_opt.places import find_place
     from xray_opt.tuning import read_study
     from xray_opt.upkeep import delete_whole_study
 
-    record = read_study(name, Workspace.here())
+    place = find_place(Workspace.here(), name, storage, uri)
+    record = read_study(str(place.study), Workspace.here(), place.storage)
     if not yes:
-        click.confirm(f"delete study {name} with {len(record.trials)} trials?", abort=True, err=True)
-    counts: dict[str, Any] = delete_whole_study(name, Workspace.here())
-    click.echo(f"deleted study {name}: {len(record.trials)} trials, {counts['runs']} MLflow runs")
+        click.confirm(f"delete study {record.name} with {len(record.trials)} trials?", abort=True, err=True)
+    counts: dict[str, Any] = delete_whole_study(place, Workspace.here(), force)
+    click.echo(f"deleted study {record.name}: {len(record.trials)} trials, {counts['runs']} MLflow runs")

@@ -15,7 +15,7 @@ from xray_opt.config.settings import (
     TrainingConfig,
 )
 from xray_opt.config.study import Parameter, PrunerConfig, SamplerConfig, StudyConfig
-from xray_opt.config.study_file import find_study, load_study
+from xray_opt.config.study_file import find_study, load_study, study_files
 from xray_opt.config.workspace import Workspace
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "merge",
     "override",
     "parse_assignments",
+    "study_files",
 ]

@@ -225,8 +225,10 @@ class TrackingConfig:
     system_interval: float = 5.0
 
     def __post_init__(self) -> None:
-        plain = bool(self.registered_model) and not set(self.registered_model) & set("/:'@\\")
-        _require(plain, "tracking.registered_model", "a name without / : ' @", self.registered_model)
+        name = self.registered_model
+        plain = bool(name.strip()) and name.isprintable() and len(name) <= 250 and not set(name) & set("/:'\"@\\")
+        wants = "1 to 250 printable characters without / : ' \" @ \\"
+        _require(plain, "tracking.registered_model", wants, name)
         _require(self.system_interval >= 0, "tracking.system_interval", "0 or more seconds", self.system_interval)
 
 

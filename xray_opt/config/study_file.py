@@ -39,6 +39,11 @@ def find_study(name: str, workspace: Workspace) -> Path:
     raise ConfigError(f"no study file {name!r}; give a path or one of the shipped studies: {shipped}")
 
 
+def study_files(workspace: Workspace) -> list[Path]:
+    """The study files of a workspace, then those that ship with the package."""
+    return sorted(workspace.studies.glob("*.yaml")) + sorted(shipped_studies().glob("*.yaml"))
+
+
 def load_study(path: Path) -> StudyConfig:
     """Read and check a study file.
 

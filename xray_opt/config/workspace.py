@@ -48,6 +48,16 @@ class Workspace:
         return self.studies / "state" / study
 
     @property
+    def unfinished_runs(self) -> Path:
+        """Checkpoints of single runs that were stopped."""
+        return self.studies / "unfinished"
+
+    @property
     def mlruns(self) -> Path:
         """Embedded MLflow: database and artifacts."""
         return self.root / "mlruns"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Tracking URI of the embedded MLflow store."""
+        return f"sqlite:///{self.mlruns.resolve() / 'mlflow.db'}"

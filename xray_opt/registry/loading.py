@@ -24,7 +24,7 @@ from xray_opt.evaluate import Predictor
 from xray_opt.mlflow_client import Connection, speaking
 from xray_opt.registry.versions import Version, aliased, find
 
-#: Where a run keeps its bundle, and a study's run the base weights that cannot be fetched again.
+#: Where a run keeps its bundle, and a study's or a single run the base weights that cannot be fetched again.
 ADAPTER, BASE = "adapter", "base/base.safetensors"
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or the folder of a bundle"
 
@@ -100,12 +100,12 @@ def _load_run(connection: Connection, run_id: str, device: torch.device) -> Load
 
 
 def _base_of_run(connection: Connection, run: Run, bundle: Bundle, scratch: Path) -> Base:
-    """The base that the study's run keeps, else the one that the run's settings name."""
-    parent = run.data.tags.get("mlflow.parentRunId")
-    if parent and bundle.base_origin != "imagenet":
-        with speaking(connection.uri, f"fetch the base weights of run {parent}"):
-            return read_base(Path(connection.client.download_artifacts(parent, BASE, str(scratch))))
-    return _named_base(bundle)
+    """ImageNet's, or the base that the study's run keeps, or the run itself where it has no study."""
+    if bundle.base_origin == "imagenet":
+        return _named_base(bundle)
+    keeper = run.data.tags.get("mlflow.parentRunId", run.info.run_id)
+    with speaking(connection.uri, f"fetch the base weights of run {keeper}"):
+        return read_base(Path(connection.client.download_artifacts(keeper, BASE, str(scratch))))
 
 
 def _load_folder(folder: Path, device: torch.device) -> Loaded:

@@ -14,7 +14,7 @@ from xray_opt.mlflow_client import MISSING, Connection, speaking
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 #: Version tag with the digest of the split data that a model was validated on.
-DATA = "xray_opt.data_sha256"
+DATA = "xray_opt.manifest_sha256"
 #: Reads of the aliases until they are found as they should be twice in a row, and seconds between them.
 READS, PAUSE = 20, 0.25
 

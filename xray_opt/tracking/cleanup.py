@@ -6,7 +6,7 @@ of other people's studies look just like orphans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,41 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from xray_opt.config import Workspace
-from xray_opt.mlflow_client import MISSING, Connection, speaking
+from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
+from xray_opt.tracking.agreement import STORAGE, STUDY_ID
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
-from xray_opt.tracking.ranking import RANKED, logged_models
-
-STUDY, TRIAL = "xray_opt.study", "xray_opt.trial"
+from xray_opt.tracking.ranking import RANKED, logged_models, models_of
 
 
-def study_runs(connection: Connection, study: str) -> list[str]:
-    """Ids of all runs of a study, the parent last, so that a kill while deleting leaves the study's run."""
-    with speaking(connection.uri, f"list the runs of the study {study}"):
-        runs = list(_runs(connection, f"tags.`{STUDY}` = '{study}'"))
+def study_runs(connection: Connection, study_id: str) -> list[str]:
+    """Ids of all runs of a study, its own run last, so that a kill while deleting leaves that one."""
+    with speaking(connection.uri, f"list the runs of the study {study_id}"):
+        runs = list(_runs(connection, f"tags.`{STUDY_ID}` = '{study_id}'"))
     return [run.info.run_id for run in sorted(runs, key=lambda run: run.data.tags.get("xray_opt.role") == "study")]
 
 
-def trial_runs(connection: Connection, study: str, trial: int) -> list[str]:
-    """Ids of the runs of one trial: one, or none if its worker died before it made any."""
-    condition = f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{trial}'"
-    with speaking(connection.uri, f"list the runs of trial {trial}"):
-        return [run.info.run_id for run in _runs(connection, condition)]
-
-
-def orphan_runs(connection: Connection, known_studies: Collection[str]) -> list[str]:
-    """Ids of the embedded store's runs whose study is not known any more; none in any other store.
+def orphan_runs(connection: Connection, storages: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]]:
+    """Ids of the embedded store's runs whose study is gone, and of those that cannot be judged; none in other stores.
 
     A run with a registered version is kept: the version refers to it.
+
+    Args:
+        storages: digest → ids of the studies of every storage that can be read now; runs of others cannot be judged.
     """
     if connection.artifact_root is None:
-        return []
+        return [], []
+    orphans, unknown = [], []
     with speaking(connection.uri, "list runs"):
         registered = {version.run_id for version in _versions(connection)}
-        return [
-            run.info.run_id
-            for run in _runs(connection, "")
-            if run.data.tags.get(STUDY, "") not in {"", *known_studies} and run.info.run_id not in registered
-        ]
+        for run in _runs(connection, ""):
+            tags = run.data.tags
+            if "xray_opt.study" not in tags or run.info.run_id in registered:
+                continue
+            if tags.get(STORAGE) not in storages:
+                unknown.append(run.info.run_id)
+            elif tags.get(STUDY_ID) not in storages[tags[STORAGE]]:
+                orphans.append(run.info.run_id)
+    return orphans, unknown
 
 
 def delete_run(connection: Connection, run_id: str) -> None:
@@ -98,13 +98,7 @@ def _referenced(connection: Connection) -> Iterator[Path]:
     for run in _runs(connection, ""):
         yield local_path(run.info.artifact_uri)
     for experiment in _experiments(connection):
-        token = None
-        while True:
-            page = connection.client.search_logged_models([experiment], page_token=token)
-            yield from (local_path(model.artifact_location) for model in page)
-            token = page.token
-            if not token:
-                break
+        yield from (local_path(model.artifact_location) for model in models_of(connection, experiment))
     for model_id in connection.store()._get_deleted_logged_models():
         yield Path("/models") / model_id
     for version in _versions(connection):
@@ -117,33 +111,18 @@ def _same_or_below(path: Path, folder: Path) -> bool:
 
 
 def _experiments(connection: Connection) -> list[str]:
-    found: list[str] = []
-    token = None
-    while True:
-        page = connection.client.search_experiments(ViewType.ALL, page_token=token)
-        found += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return found
+    found = pages(lambda token: connection.client.search_experiments(ViewType.ALL, page_token=token))
+    return [experiment.experiment_id for experiment in found]
 
 
 def _runs(connection: Connection, condition: str) -> Iterator[Run]:
     """Every run that meets the condition, those marked as deleted included."""
     experiments = _experiments(connection)
-    token = None
-    while experiments:
-        page = connection.client.search_runs(experiments, condition, ViewType.ALL, 1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    if not experiments:
+        return iter(())
+    search = connection.client.search_runs
+    return pages(lambda token: search(experiments, condition, ViewType.ALL, 1000, page_token=token))
 
 
 def _versions(connection: Connection) -> Iterator[Any]:
-    token = None
-    while True:
-        page = connection.client.search_model_versions(max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return pages(lambda token: connection.client.search_model_versions(max_results=1000, page_token=token))

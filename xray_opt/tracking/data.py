@@ -9,11 +9,19 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from xray_opt.dataset import Manifest, Pseudonyms
-from xray_opt.mlflow_client import Connection
+from xray_opt.mlflow_client import Connection, speaking
 
+#: Tag with the digest of the split.
+MANIFEST = "xray_opt.manifest_sha256"
 #: MLflow stores so many characters of a digest.
 DIGEST = 36
+MANIFEST_FILE = "data/manifest.csv"
 CONTEXTS = {"train": "training", "val": "validation"}
+
+
+def data_tags(manifest: Manifest) -> dict[str, str]:
+    """Tags of study, runs and versions: the digest of the split, and that of the films whatever their split."""
+    return {MANIFEST: manifest.sha256, "xray_opt.data_sha256": manifest.data_sha256}
 
 
 def dataset_inputs(manifest: Manifest, local: bool) -> list[DatasetInput]:
@@ -53,3 +61,14 @@ def manifest_files(manifest: Manifest, connection: Connection, folder: Path) -> 
             who = [names.film(film.path), names.patient(film.patient), names.patient(film.group)]
             facts = [film.label, film.subtype, film.split, film.bytes, film.width, film.height, film.mode]
             writer.writerow([*who, *facts])
+
+
+def study_manifest(connection: Connection, run_id: str, folder: Path) -> Path | None:
+    """The manifest that the study of a run keeps, copied into ``folder``; none for a run without study, and where the
+    store got pseudonyms instead."""
+    with speaking(connection.uri, f"look for the manifest of the run {run_id}"):
+        parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        names = {item.path for item in connection.client.list_artifacts(parent, "data")} if parent else set()
+        if MANIFEST_FILE not in names:
+            return None
+        return Path(connection.client.download_artifacts(str(parent), MANIFEST_FILE, str(folder)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import DatasetInput, LoggedModel, Metric
 
-from xray_opt.mlflow_client import Connection
+from xray_opt.mlflow_client import Connection, pages
 from xray_opt.tracking.discard import discard_model
 
 ROLE = "xray_opt.role"
@@ -55,13 +55,12 @@ def rank(
 
 def logged_models(connection: Connection, experiment_id: str, role: str) -> Iterator[LoggedModel]:
     """Every LoggedModel of an experiment that this package made in a role (``ranked``, ``registered``)."""
-    token = None
-    while True:
-        page = connection.client.search_logged_models([experiment_id], page_token=token)
-        yield from (model for model in page if model.tags.get(ROLE) == role)
-        token = page.token
-        if not token:
-            return
+    yield from (model for model in models_of(connection, experiment_id) if model.tags.get(ROLE) == role)
+
+
+def models_of(connection: Connection, experiment_id: str) -> Iterator[LoggedModel]:
+    """Every LoggedModel of an experiment, whoever made it."""
+    return pages(lambda token: connection.client.search_logged_models([experiment_id], page_token=token))
 
 
 def _add(

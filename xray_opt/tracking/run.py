@@ -89,11 +89,16 @@ class Run:
         params = [Param(key, value) for key, value in settings_as_text(plan.config, self._connection.local).items()]
         with speaking(self._connection.uri, f"start the run {plan.name}"):
             self.id = self._client.create_run(plan.experiment_id, tags=tags, run_name=plan.name).info.run_id
-            self._client.log_batch(self.id, params=params)
-            if plan.datasets:
-                self._client.log_inputs(self.id, list(plan.datasets))
         self._sampler = SystemSampler(self._log_system, plan.config.tracking.system_interval)
-        self._sampler.start()
+        try:
+            with speaking(self._connection.uri, f"start the run {plan.name}"):
+                self._client.log_batch(self.id, params=params)
+                if plan.datasets:
+                    self._client.log_inputs(self.id, list(plan.datasets))
+            self._sampler.start()
+        except BaseException as error:  # Ctrl-C too: no ``with`` block ends this run yet
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -130,8 +135,7 @@ class Run:
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file among the run's artifacts, in ``folder`` of them."""
-        with speaking(self._connection.uri, f"store {path.name}"):
-            self._client.log_artifact(self.id, str(path), folder)
+        log_run_file(self._connection, self.id, path, folder)
 
     def log_folder(self, path: Path, folder: str | None = None) -> None:
         """Store the contents of a folder among the run's artifacts, in ``folder`` of them."""
@@ -208,6 +212,12 @@ def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
     """Set a tag of any run."""
     with speaking(connection.uri, f"tag the run {run_id}"):
         connection.client.set_tag(run_id, key, value)
+
+
+def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:
+    """Store a file among the artifacts of any run, in ``folder`` of them."""
+    with speaking(connection.uri, f"store {path.name}"):
+        connection.client.log_artifact(run_id, str(path), folder)
 
 
 def log_run_metrics(connection: Connection, run_id: str, values: Mapping[str, float], step: int = 0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,10 +16,11 @@ from xray_opt.config import Config
 from xray_opt.dataset import Manifest
 from xray_opt.errors import TrackingError
 from xray_opt.mlflow_client import EXISTS, Connection, speaking
+from xray_opt.tracking.agreement import STUDY_ID, TrialEnd, agree, child_runs
 from xray_opt.tracking.data import dataset_inputs, manifest_files
 from xray_opt.tracking.environment import environment_tags
 from xray_opt.tracking.ranking import RankedTrial, rank
-from xray_opt.tracking.run import Ending, Run, RunPlan, close, ending, log_run_metrics
+from xray_opt.tracking.run import Ending, Run, RunPlan, close, close_lost, ending, log_run_file, log_run_metrics
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,17 @@ class Tracking:
         self._datasets: Sequence[DatasetInput] = ()
 
     @classmethod
-    def open(cls, connection: Connection, experiment: str, tags: Mapping[str, str], parent: bool = True) -> Tracking:
+    def open(
+        cls,
+        connection: Connection,
+        experiment: str,
+        tags: Mapping[str, str],
+        parent: bool = True,
+    ) -> Tracking:
         """Find or create the experiment and, with ``parent``, its study run.
 
         Args:
-            tags: tags of the parent run.
+            tags: tags of the parent run; ``STUDY_ID`` among them tells studies of one name apart.
             parent: false for single runs, which have none.
 
         Raises:
@@ -116,6 +123,15 @@ class Tracking:
             RunPlan(self.experiment_id, name, config, params, tags, self._parent, self._datasets),
         )
 
+    def close_trial(self, number: int, reason: str) -> None:
+        """Make the runs of a failed trial FAILED; found by tag, as a kill may come before the trial knows its run."""
+        for run in child_runs(self._connection, self.parent_id, number):
+            close_lost(self._connection, run.info.run_id, reason)
+
+    def agree(self, trials: Iterable[TrialEnd]) -> dict[str, int]:
+        """Bring the trials' runs to the states of their trials, which must have been read before; see ``agree``."""
+        return agree(self._connection, self.parent_id, trials)
+
     def log_dataset(self, manifest: Manifest) -> None:
         """Log the training and validation films as dataset inputs, and the manifest as an artifact of the parent.
 
@@ -134,8 +150,7 @@ class Tracking:
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file among the parent's artifacts, in ``folder`` of them."""
-        with speaking(self._connection.uri, f"store {path.name}"):
-            self._client.log_artifact(self.parent_id, str(path), folder)
+        log_run_file(self._connection, self.parent_id, path, folder)
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text as the parent's artifact ``name``."""
@@ -189,22 +204,25 @@ def _experiment(connection: Connection, name: str) -> str:
 
 
 def _parent_run(connection: Connection, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-    """The oldest study run of the experiment; of two processes that make one at once, both get the older one."""
+    """The study's oldest run; of two processes that make one at once, both get the older one."""
     mine = None
-    found = _study_run(connection, experiment_id)
+    found = _study_run(connection, experiment_id, tags)
     if found is None:
         own = environment_tags() | tags | {"xray_opt.role": "study"}
         mine = connection.client.create_run(experiment_id, tags=own, run_name=name).info.run_id
-        found = _study_run(connection, experiment_id)
+        found = _study_run(connection, experiment_id, tags)
     if mine is not None and found is not None and found != mine:
         connection.client.delete_run(mine)
     return str(found or mine)
 
 
-def _study_run(connection: Connection, experiment_id: str) -> str | None:
+def _study_run(connection: Connection, experiment_id: str, tags: Mapping[str, str]) -> str | None:
+    condition = "tags.`xray_opt.role` = 'study'"
+    if STUDY_ID in tags:
+        condition += f" and tags.`{STUDY_ID}` = '{tags[STUDY_ID]}'"
     runs = connection.client.search_runs(
         [experiment_id],
-        "tags.`xray_opt.role` = 'study'",
+        condition,
         ViewType.ACTIVE_ONLY,
         max_results=1,
         order_by=["attributes.start_time ASC", "attributes.run_id ASC"],

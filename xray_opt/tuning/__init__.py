@@ -6,10 +6,12 @@ Knows nothing of training and MLflow: the objective is handed in, and plain reco
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study, require_idle
 from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
+from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_url
 from xray_opt.tuning.study import OpenStudy, open_study
 
 __all__ = [
+    "IDENTITY",
     "RESUMABLE",
     "Lease",
     "OpenStudy",

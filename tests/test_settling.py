@@ -1,0 +1,131 @@
+"""What a study leaves when a call of tune ends: five ranked models, one version of its best run, one champion."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from mlflow_stores import CONFIG, ROOT, base, embedded, make_adapter
+from PIL import Image
+
+from xray_opt.config import Parameter, PrunerConfig, StudyConfig
+from xray_opt.mlflow_client import Connection
+from xray_opt.registry import aliases
+from xray_opt.settling import example_film, finished, leaderboard, settle
+from xray_opt.tracking import Tracking
+from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
+
+STUDY = StudyConfig(
+    "settled",
+    config=CONFIG,
+    space=(Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),),
+    pruner=PrunerConfig("none"),
+)
+VALUES = [0.3, 0.9, 0.5, 0.8, 0.7, 0.6, 0.4]
+WORKER = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from mlflow_stores import base
+from test_settling import STUDY, settle_once
+from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.mlflow_client import connect
+workspace = Workspace(Path(sys.argv[1]))
+connection = connect(TrackingConfig(), workspace)
+print("ready", flush=True)
+sys.stdin.readline()
+print(settle_once(connection).version)
+"""
+
+
+def settle_once(connection: Connection):
+    opened = open_study(STUDY, connection.workspace, "d" * 64)
+    with Tracking.open(connection, STUDY.name, {}) as tracking:
+        return settle(opened, tracking, connection, base(), {"xray_opt.study": STUDY.name})
+
+
+def searched(connection: Connection, folder: Path, total: int) -> OpenStudy:
+    """A study whose trials have real runs with real, untrained adapters."""
+    opened = open_study(STUDY, connection.workspace, "d" * 64)
+    with Tracking.open(connection, STUDY.name, {}) as tracking:
+
+        def objective(trial):
+            value = VALUES[trial.number]
+            adapter = make_adapter(folder, trial.number, value)
+            with tracking.run("r", CONFIG, {}, {"xray_opt.trial": str(trial.number)}) as run:
+                trial.note("mlflow_run", run.id)
+                run.log_folder(adapter, "adapter")
+            return Outcome(value, {"val.auc": 0.7})
+
+        opened.tune(objective, total)
+    return opened
+
+
+def ranked(connection: Connection) -> list[tuple[str, str]]:
+    experiment = connection.client.get_experiment_by_name(STUDY.name).experiment_id
+    models = connection.client.search_logged_models([experiment])
+    own = [model for model in models if model.tags.get("xray_opt.role") == "ranked"]
+    return sorted((model.tags["xray_opt.rank"], model.name) for model in own)
+
+
+def test_nothing_is_registered_before_a_trial_is_complete(tmp_path):
+    connection = embedded(tmp_path)
+    assert settle_once(connection) is None
+    assert aliases(connection, CONFIG.tracking.registered_model) == {}
+
+
+def test_workers_that_settle_at_once_leave_five_models_and_one_champion(tmp_path):
+    connection = embedded(tmp_path)
+    searched(connection, tmp_path, 7)
+    command = [sys.executable, "-c", WORKER, str(connection.workspace.root), str(ROOT / "tests"), str(ROOT)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n", worker.stderr.read()
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        answers = [worker.communicate(timeout=300) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [out.strip() for out, _ in answers] == ["1", "1"], answers
+    name = CONFIG.tracking.registered_model
+    versions = connection.client.search_model_versions(f"name = '{name}'")
+    best = read_study(STUDY.name, connection.workspace).best
+    assert [version.run_id for version in versions] == [best.notes["mlflow_run"]]
+    assert aliases(connection, name) == {"champion": "1"}
+    assert ranked(connection) == [
+        ("1", "trial-001"),
+        ("2", "trial-003"),
+        ("3", "trial-004"),
+        ("4", "trial-005"),
+        ("5", "trial-002"),
+    ]
+
+
+def test_a_better_trial_becomes_the_candidate_and_the_ranking_follows(tmp_path):
+    connection = embedded(tmp_path)
+    searched(connection, tmp_path, 1)
+    first = settle_once(connection)
+    assert settle_once(connection) == first
+    searched(connection, tmp_path, 2)
+    second = settle_once(connection)
+    assert aliases(connection, first.name) == {"champion": first.version, "candidate": second.version}
+    assert ranked(connection) == [("1", "trial-001"), ("2", "trial-000")]
+
+
+def test_the_leaderboard_is_markdown_best_first(tuned):
+    place, _, _ = tuned
+    text = leaderboard(finished(read_study("tiny", place.workspace).trials)).splitlines()
+    values = [float(line.split("|")[2]) for line in text[2:]]
+    assert values == sorted(values, reverse=True)
+    assert "optimizer.learning_rate" in text[0]
+
+
+def test_the_example_film_is_made_up_and_small():
+    assert len(example_film()) < 5000
+    assert Image.open(io.BytesIO(example_film())).size == (64, 64)

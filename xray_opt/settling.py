@@ -1,0 +1,106 @@
+"""Settles a study when a call of ``tune`` ends: ranks its best trials, notes its leaderboard, registers its best one.
+
+Safe to repeat and to do from several workers: one settles at a time, and each finds what the one before has done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from xray_opt import registry
+from xray_opt.backbone import Base
+from xray_opt.experiment import ADAPTER_ARTIFACT
+from xray_opt.mlflow_client import Connection
+from xray_opt.tracking import RankedTrial, Tracking
+from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
+from xray_opt.tuning.storage import open_storage, sqlite_file, study_lock
+
+#: So many best trials become LoggedModels, which MLflow's UI compares.
+RANKED = 5
+
+
+def settle(
+    opened: OpenStudy, tracking: Tracking, connection: Connection, base: Base, tags: Mapping[str, str]
+) -> registry.Version | None:
+    """Rank the best trials and register the best one; none where no trial is complete.
+
+    Args:
+        tags: of the registered version; trial and validation F1 are added.
+
+    Raises:
+        TrackingError: MLflow refuses. A kill or an error loses nothing: the next call does what is missing.
+    """
+    with one_at_a_time(storage_url(opened.workspace, opened.config.storage), opened.config.name):
+        record = opened.read()
+        best = finished(record.trials)
+        tracking.rank_models([RankedTrial(str(t.notes["mlflow_run"]), t.number, t.value or 0.0) for t in best[:RANKED]])
+        tracking.log_metrics({"trials.complete": len(best), "trials.pruned": record.count("PRUNED")})
+        if not best:
+            return None
+        tracking.log_metrics({"best.f1": best[0].value or 0.0})
+        tracking.note(leaderboard(best))
+        return _register(best[0], opened.config.config.tracking.registered_model, tracking, connection, base, tags)
+
+
+def _register(
+    best: TrialRecord,
+    name: str,
+    tracking: Tracking,
+    connection: Connection,
+    base: Base,
+    tags: Mapping[str, str],
+) -> registry.Version:
+    run_id = str(best.notes["mlflow_run"])
+    facts = {**tags, "xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        bundle = tracking.download(run_id, ADAPTER_ARTIFACT, Path(folder))
+        return registry.register(connection, run_id, bundle, base, name, facts, example_film())
+
+
+@contextmanager
+def one_at_a_time(url: str, study: str) -> Iterator[None]:
+    """Hold the lock under which a study is settled; a dead holder's lock is free. It is not the one of claiming trials:
+    that must not wait for uploads."""
+    file = sqlite_file(url) if url.startswith("sqlite") else None
+    if file is None:
+        with study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
+            yield
+        return
+    with file.with_name(f"{file.name}.settle.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The complete trials, best first; the earliest of equals."""
+    return sorted((t for t in trials if t.state == "COMPLETE"), key=lambda t: (-(t.value or 0), t.number))
+
+
+def leaderboard(best: Sequence[TrialRecord]) -> str:
+    """Markdown table of finished trials for the note of the study's run in MLflow."""
+    names = sorted({name for trial in best for name in trial.params})
+    rows = [["trial", "val F1", "val AUC", *names]]
+    rows += [
+        [str(t.number), f"{t.value:.4f}", f"{t.notes.get('val.auc', float('nan')):.4f}"]
+        + [f"{value:.3g}" if isinstance(value := t.params.get(name, ""), float) else str(value) for name in names]
+        for t in best
+    ]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def example_film() -> bytes:
+    """A made-up film (64×64 grey PNG) as the input example of the registered model: never a patient's."""
+    side = np.linspace(-1, 1, 64)
+    glow = np.exp(-((side[:, None] ** 2) + side[None, :] ** 2))
+    buffer = io.BytesIO()
+    Image.fromarray((glow * 200).astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
