@@ -6,11 +6,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from xray_opt.backbone import (
@@ -50,7 +53,72 @@ def test_the_digest_is_of_contents_not_of_a_file(base, tmp_path):
     assert read_base(path).sha256 == read_base(tmp_path / "base.pth").sha256 == base.sha256
     assert read_base(path).origin == "random seed 0"
     assert read_base(tmp_path / "base.pth").origin == "base.pth"
-    assert read_base(tmp_path / "base.pth").warning() is None
+
+
+def trained(base):
+    """Weights whose norms have seen something."""
+    state = {name: value.clone() for name, value in base.state.items()}
+    state["features.0.1.running_mean"] += 0.1
+    return state
+
+
+@pytest.mark.parametrize("name", ["random.pth", "random seed 0", "imagenet", "best.safetensors"])
+def test_random_weights_are_warned_of_by_what_they_are_not_by_what_they_are_called(base, tmp_path, name):
+    save = save_file if name.endswith(".safetensors") else torch.save
+    save(dict(base.state), tmp_path / name)
+    assert "RANDOM" in read_base(tmp_path / name).warning()
+    save(trained(base), tmp_path / name)
+    assert read_base(tmp_path / name).warning() is None
+    assert read_base(tmp_path / name).origin not in ("imagenet", "random seed 0")
+
+
+def test_a_stored_random_base_stays_warned_of_under_any_label(base, tmp_path):
+    for origin in ("random seed 0", "imagenet", "best.pth"):
+        path = save_base(replace(base, origin=origin), tmp_path / "base.safetensors")
+        assert read_base(path).origin == origin
+        assert "RANDOM" in read_base(path).warning()
+
+
+@pytest.fixture(scope="module")
+def stored(base, tmp_path_factory):
+    return save_base(base, tmp_path_factory.mktemp("stored") / "base.safetensors").read_bytes()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_damaged_file_is_refused_with_one_line_or_is_the_same_base(base, stored, tmp_path_factory, data):
+    header = 8 + int.from_bytes(stored[:8], "little")
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    kind = data.draw(st.sampled_from(["cut", "length", "header", "values"]))
+    if kind == "cut":
+        damaged = stored[: data.draw(st.sampled_from([0, 3, 8, 9, header // 2, header, header + 1, len(stored) - 1]))]
+    elif kind == "length":
+        length = data.draw(st.sampled_from([0, 1, header - 9, header - 7, 10**9, 2**63 - 1, 2**64 - 1]))
+        damaged = length.to_bytes(8, "little") + stored[8:]
+    else:
+        first, last = (8, header) if kind == "header" else (header, len(stored))
+        at = data.draw(st.integers(first, last - 1))
+        damaged = stored[:at] + bytes([stored[at] ^ data.draw(st.integers(1, 255))]) + stored[at + 1 :]
+    path.write_bytes(damaged)
+    refusal = ""
+    try:
+        found = read_base(path)
+    except ModelError as error:
+        refusal = str(error)
+    if refusal:
+        assert "\n" not in refusal
+        assert path.name in refusal
+    else:  # the label or a key of the metadata was hit, and that decides nothing
+        assert found.sha256 == base.sha256
+        assert "RANDOM" in found.warning()
+
+
+def test_a_tensor_without_values_is_refused(base, tmp_path):
+    name = "features.0.0.weight"
+    for odd in (torch.empty(24, 3, 3, 3, device="meta"), base.state[name].to_sparse()):
+        torch.save(dict(base.state) | {name: odd}, tmp_path / "odd.pth")
+        with pytest.raises(ModelError, match=r"odd\.pth"):
+            read_base(tmp_path / "odd.pth")
 
 
 def test_one_changed_value_is_another_base(base, tmp_path):

@@ -24,6 +24,7 @@ def attach(base: Base, config: Config) -> nn.Module:
     The same ``training.seed`` gives the same head and the same adapter; the global random state is left alone.
     Under ``lora`` and ``linear`` the base's weights are frozen, but BatchNorm follows the statistics of the training
     films where ``batch_norm`` is ``train``; under ``full`` every weight is trained, BatchNorm's affine too.
+    LoRA without dropout and frozen BatchNorm are folded into their convolution: base weights must stay as they are.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)

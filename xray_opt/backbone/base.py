@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import efficientnet_v2_s
@@ -30,7 +29,7 @@ class Base:
     Attributes:
         state: torchvision's name (``features.…``) → tensor.
         sha256: digest of names, shapes and bytes; the same for every file format.
-        origin: ``imagenet``, ``random seed N`` or the file's name.
+        origin: ``imagenet``, ``random seed N`` or the file's name; a label, nothing is decided by it being ``random``.
     """
 
     state: Mapping[str, Tensor] = field(repr=False)
@@ -38,8 +37,12 @@ class Base:
     origin: str
 
     def warning(self) -> str | None:
-        """A loud line where the weights are random, else none."""
-        if not self.origin.startswith("random"):
+        """A loud line where the weights are random, whatever they are called, else none.
+
+        The first step of any training moves the statistics of BatchNorm away from mean 0 and variance 1.
+        """
+        statistics = [(value, name) for name, value in self.state.items() if ".running_" in name]
+        if any((value != name.endswith("_var")).any() for value, name in statistics):
             return None
         return (
             f"!!! base weights are RANDOM ({self.origin}), not ImageNet's: scores stay far below what is possible. "
@@ -56,7 +59,8 @@ def load_base(model: ModelConfig, cache: Path | None = None) -> Base:
     if model.base == "random":
         return random_base(model.base_seed)
     if model.base == "imagenet":
-        return _made(_read_file(imagenet_weights(cache)), "imagenet")
+        path = imagenet_weights(cache)
+        return _made(_read_file(path), "imagenet", str(path))
     return read_base(Path(model.base))
 
 
@@ -66,18 +70,24 @@ def random_base(seed: int) -> Base:
         torch.manual_seed(seed)
         network = efficientnet_v2_s(weights=None)
     state = network.features.state_dict(prefix="features.")
-    return _made(state, f"random seed {seed}")
+    return _made(state, f"random seed {seed}", f"random seed {seed}")
 
 
 def read_base(path: Path) -> Base:
     """Base weights from ``.safetensors`` or torchvision's ``.pth`` (read with ``weights_only``).
 
     Raises:
-        ModelError: missing, unreadable, another architecture, or not finite.
+        ModelError: missing, unreadable, changed since it was saved, another architecture, or not finite.
     """
     if not path.is_file():
         raise ModelError(f"no base weights at {path}; give a .safetensors or .pth file of EfficientNetV2-S")
-    return _made(_read_file(path), _origin(path))
+    header = _header(path) if path.suffix == ".safetensors" else {}
+    # What has no suffix might be called "imagenet".
+    name = path.name if path.suffix else f"file {path.name}"
+    base = _made(_read_file(path), " ".join((header.get("origin") or name).split())[:100], str(path))
+    if {"origin", "sha256"} <= header.keys() and header["sha256"] != base.sha256:
+        raise ModelError(f"{path} was changed or damaged: its weights do not have the SHA-256 of its header")
+    return base
 
 
 def save_base(base: Base, path: Path) -> Path:
@@ -108,29 +118,31 @@ def _read_file(path: Path) -> dict[str, Any]:
     return state
 
 
-def _origin(path: Path) -> str:
-    """The origin in a safetensors header of ours, else the file's name."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        if origin := header.get("__metadata__", {}).get("origin"):
-            return str(origin)
-    return path.name
+def _header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} holds no readable weights ({one_line(error)})") from error
 
 
-def _made(state: Mapping[str, Any], origin: str) -> Base:
-    """Check shapes and values, keep the features alone, and take their digest."""
+def _made(state: Mapping[str, Any], origin: str, where: str) -> Base:
+    """Check shapes and values, keep the features alone, and take their digest; errors name ``where``."""
     features = {}
     for name, shape in feature_shapes().items():
         tensor = state.get(name)
         if not isinstance(tensor, Tensor):
-            raise ModelError(f"base weights {origin} have no tensor {name}: not an EfficientNetV2-S")
+            raise ModelError(f"{where} has no tensor {name}: these are no weights of an EfficientNetV2-S")
         if tensor.shape != shape:
-            raise ModelError(f"base weights {origin}: {name} is {tuple(tensor.shape)}, should be {tuple(shape)}")
-        features[name] = tensor.detach().to("cpu", torch.float32).contiguous()
-        if not torch.isfinite(features[name]).all():
-            raise ModelError(f"base weights {origin}: {name} is not finite")
+            raise ModelError(f"{where}: {name} is {tuple(tensor.shape)}, should be {tuple(shape)}")
+        try:
+            features[name] = tensor.detach().to("cpu", torch.float32).contiguous()
+            finite = bool(torch.isfinite(features[name]).all())
+        except RuntimeError as error:  # a tensor without values, sparse or quantized
+            raise ModelError(f"{where}: {name} is no plain tensor ({one_line(error)})") from error
+        if not finite:
+            raise ModelError(f"{where}: {name} is not finite")
     return Base(features, digest(features), origin)
 
 
