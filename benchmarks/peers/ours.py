@@ -82,6 +82,7 @@ def whole(job: Job) -> Values:
 
     clock, workspace = Clock(), workspace_of(job)
     began: list[float] = []
+    epochs: list[Epoch] = []
 
     def started(*_: Any) -> None:
         began.append(time.monotonic())
@@ -89,14 +90,16 @@ def whole(job: Job) -> Values:
 
     watcher = StudyWatcher(
         trial_started=started,
-        epoch=lambda number, epoch: clock.passes.append(_pass(epoch, len(job["train"]))),
+        epoch=lambda number, epoch: epochs.append(epoch),
         trial_ended=lambda record: clock.trials.append(time.monotonic() - began[-1]),
     )
     config = override(
         settings(job), {"data.root": job["root"]} | {f"data.{name}": part for name, part in SHARES.items()}
     )
     report = tune(study_of(job, config), workspace, job["trials"], watcher=watcher)
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=_best(report.tally))
+    clock.passes = [_pass(epoch, len(job["train"])) for epoch in epochs]
+    rest = (sum(clock.trials) - sum(epoch.seconds for epoch in epochs)) / len(clock.trials)
+    return clock.values(wall_s=time.monotonic() - spawned(), f1=_best(report.tally), rest_s=rest)
 
 
 def schedule(job: Job) -> Values:
