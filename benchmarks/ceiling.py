@@ -1,10 +1,11 @@
 """How much of the device's speed the input pipeline leaves (G2), and what building the cache costs an image (G7).
 
     python benchmarks/ceiling.py --sizes 128/16 --out results/ceiling.json
-    python benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 512
+    python benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 512 --plain-workers 16
 
 The ceiling is the Trainer's own step on one batch that lies on the device: nothing is read, resampled or moved. It
-takes turns with real epochs of the same Trainer. Runs from a bare checkout with torch, torchvision, peft, safetensors,
+takes turns with real epochs of the same Trainer and, with --plain-workers, with epochs of the script that a user would
+write (DataLoader, PIL, peft, autocast; G4). Runs from a bare checkout with torch, torchvision, peft, safetensors,
 numpy, pillow, scikit-learn and pyyaml.
 """
 
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import workload
-from measure import Column, Rounds, Values, finish, interleave, parser
+from measure import HERE, Column, Rounds, Thunk, Values, finish, interleave, parser
 
 from xray_opt.adapter import set_mode
 from xray_opt.augment import plain
@@ -38,6 +41,7 @@ def main() -> None:
     workload.add_arguments(arguments, films=128, size=128, batch=16)
     arguments.add_argument("--sizes", nargs="+", metavar="SIDE/BATCH", help="several at once (default: --size/--batch)")
     arguments.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="bf16")
+    arguments.add_argument("--plain-workers", type=int, metavar="N", help="the plain script too, N DataLoader workers")
     args = arguments.parse_args()
     if args.toy:
         args.films, args.sizes, args.rounds = 16, ["32/8"], 1
@@ -79,7 +83,29 @@ def one_size(args: argparse.Namespace, manifest: Manifest, folder: Path, size: i
     def real() -> Values:
         return {"img_s": next(epochs).images_per_second} | memory(trainer.device)
 
-    return interleave({"ceiling: one resident batch": ceiling, "Trainer, real films": real}, args.rounds)
+    thunks: dict[str, Thunk] = {"ceiling: one resident batch": ceiling, "Trainer, real films": real}
+    if args.plain_workers is not None:
+        sized = argparse.Namespace(**vars(args) | {"size": size, "batch": batch})
+        job = workload.job_of(folder, sized, 1, manifest, len(images.train))
+        thunks["plain: DataLoader, PIL, peft"] = plain_epoch(job | {"workers": args.plain_workers}, trainer.device)
+    return interleave(thunks, args.rounds)
+
+
+def plain_epoch(job: dict[str, Any], device: torch.device) -> Thunk:
+    """An epoch of the plain script at every call; its workers live on."""
+    sys.path.append(str(HERE / "peers"))
+    from common import Network, loader, one_pass
+
+    network = Network(job).to(device)
+    optimizer = torch.optim.AdamW(network.trained(), lr=1e-3)
+    films = loader(job, "train")
+
+    def epoch() -> Values:
+        began = now(device)
+        one_pass(job, network, optimizer, films)
+        return {"img_s": len(job["train"]) / (now(device) - began)} | memory(device)
+
+    return epoch
 
 
 def whole_batches(manifest: Manifest, size: int, workspace: Path, films: int) -> Images:

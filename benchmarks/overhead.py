@@ -15,6 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -56,6 +57,18 @@ def main() -> None:
         ],
     }
     finish(args, sections, columns)
+    print("\n".join(growth(sections["loop"], args.at)))
+
+
+def growth(rounds: Rounds, at: list[int]) -> list[str]:
+    """How much dearer a trial of the largest study is than one of the smallest, for each loop and storage."""
+    lines = ["", f"cost of trial {at[-1]:,} over that of trial {at[0]:,}"]
+    for name in rounds.samples:
+        kind, _, number = name.rpartition(", trial ")
+        if number == f"{at[0]:,}":
+            small, large = (statistics.median(rounds.of(f"{kind}, trial {size:,}", "s")) for size in (at[0], at[-1]))
+            lines.append(f"{kind:<34}{large / small:>11.2f}")
+    return lines
 
 
 def loop(args: argparse.Namespace) -> Rounds:
@@ -180,4 +193,5 @@ def product(args: argparse.Namespace) -> Rounds:
 
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     main()

@@ -23,7 +23,8 @@ from measure import HERE, ROOT, Column, Rounds, Thunk, Values, child, finish, in
 IMPORTS = ("torch", "torchvision", "peft", "mlflow", "optuna", "sklearn", "xray_opt.trainer", "xray_opt.workers")
 PARTS = ("interpreter", "import", "data", "base", "storage", "MLflow", "attach", "first step", "rest")
 #: As in startup_child.py: what a child reports beside its parts.
-TOTAL, SECOND = "first step done", "2nd trial to its first step"
+TOTAL = "first step done"
+SECOND = ("2nd trial: start to first step", "1st trial's end to that")
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def command(*words: str) -> Values:
 
 def keep(rounds: Rounds, values: dict[str, Any]) -> None:
     """One sample a part, the whole first."""
-    for name in (TOTAL, *PARTS, SECOND):
+    for name in (TOTAL, *PARTS, *SECOND):
         if name in values:
             rounds.samples.setdefault(name, []).append({"s": values[name]})
 

@@ -15,7 +15,8 @@ from measure import Values, serve, spawned  # noqa: E402
 from xray_opt.config import Config, Parameter, PrunerConfig, StudyConfig, Workspace, override  # noqa: E402
 
 #: What is reported beside the parts.
-TOTAL, SECOND = "first step done", "2nd trial to its first step"
+TOTAL = "first step done"
+SECOND = ("2nd trial: start to first step", "1st trial's end to that")
 
 
 class Stopwatch:
@@ -76,21 +77,25 @@ def run(job: dict[str, Any]) -> Values:
     watch.wrap(workers.Tracking, "open", "MLflow")
     watch.wrap(Run, "__enter__", "MLflow")
     steps = first_steps(watch, Stepper)
+    starts: list[float] = []
     ends: list[float] = []
     study = study_of(override(settings(job), {"data.root": job["root"]} | {f"data.{k}": v for k, v in SHARES.items()}))
-    watcher = workers.StudyWatcher(
-        trial_started=lambda *_: steps.append(0.0), trial_ended=lambda _: ends.append(time.monotonic())
-    )
+
+    def started(*_: Any) -> None:
+        starts.append(time.monotonic())
+        steps.append(0.0)
+
+    watcher = workers.StudyWatcher(trial_started=started, trial_ended=lambda _: ends.append(time.monotonic()))
     workers.tune(study, Workspace(Path(job["workspace"])), job["trials"], watcher=watcher)
     total = watch.done - spawned()
     values = watch.parts | {"rest": total - sum(watch.parts.values()), TOTAL: total}
     if len(steps) > 1:
-        values[SECOND] = steps[1] - ends[0]
+        values |= dict(zip(SECOND, (steps[1] - starts[1], steps[1] - ends[0]), strict=True))
     return values
 
 
 def first_steps(watch: Stopwatch, stepper: Any) -> list[float]:
-    """When the first step of each trial began; a trial's start appends a zero, its first step replaces it."""
+    """When the first step of each trial began; who sees a trial start appends a zero, its first step replaces it."""
     begun: list[float] = []
     original = stepper.step
 

@@ -110,6 +110,23 @@ def device(job: Job) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
+def autocast(job: Job) -> Any:
+    """bf16 where the job says so."""
+    return torch.autocast(device(job).type, torch.bfloat16, enabled=job["precision"] == "bf16")
+
+
+def one_pass(job: Job, network: Network, optimizer: torch.optim.Optimizer, films: DataLoader) -> None:
+    """Train on every film once."""
+    network.train()
+    for images, labels in films:
+        images, labels = images.to(device(job), non_blocking=True), labels.to(device(job), non_blocking=True)
+        optimizer.zero_grad()
+        with autocast(job):
+            logits = network(images)
+        focal(job, logits, labels).backward()
+        optimizer.step()
+
+
 def f1(labels: Any, logits: Any) -> float:
     """F1 at a probability of 0.5."""
     return float(f1_score([label > 0.5 for label in labels], [logit > 0 for logit in logits], zero_division=0.0))

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import torch
-from common import Clock, Job, Network, device, f1, focal, loader, nothing, pruner, suggested
+from common import Clock, Job, Network, autocast, device, f1, loader, nothing, one_pass, pruner, suggested
 from measure import Values, serve, spawned
 from torch.utils.data import DataLoader
 
@@ -53,18 +53,6 @@ def objective(job: Job, clock: Clock, trial: Any) -> float:
         return best
 
 
-def one_pass(job: Job, network: Network, optimizer: torch.optim.Optimizer, films: DataLoader) -> None:
-    """Train on every film once."""
-    network.train()
-    for images, labels in films:
-        images, labels = images.to(device(job), non_blocking=True), labels.to(device(job), non_blocking=True)
-        optimizer.zero_grad()
-        with autocast(job):
-            logits = network(images)
-        focal(job, logits, labels).backward()
-        optimizer.step()
-
-
 @torch.no_grad()
 def validate(job: Job, network: Network, films: DataLoader) -> float:
     """F1 of the validation films."""
@@ -76,11 +64,6 @@ def validate(job: Job, network: Network, films: DataLoader) -> float:
         found += logits.float().tolist()
         truth += labels.tolist()
     return f1(truth, found)
-
-
-def autocast(job: Job) -> Any:
-    """bf16 where the job says so."""
-    return torch.autocast(device(job).type, torch.bfloat16, enabled=job["precision"] == "bf16")
 
 
 if __name__ == "__main__":
