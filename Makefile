@@ -61,7 +61,7 @@ bench: .venv-bench/.installed
 	$(BENCH) benchmarks/overhead.py --out $(RESULTS)/overhead.json
 	$(BENCH) benchmarks/ceiling.py --out $(RESULTS)/ceiling.json
 	$(BENCH) benchmarks/peers.py --batch-norm train --out $(RESULTS)/peers-train.json
-	$(BENCH) benchmarks/peers.py --batch-norm frozen --out $(RESULTS)/peers-frozen.json
+	$(BENCH) benchmarks/peers.py --batch-norm frozen --scheduler-trials 0 --out $(RESULTS)/peers-frozen.json
 
 bench-long: .venv-bench/.installed
 	$(BENCH) benchmarks/study.py --rounds 3 --out $(RESULTS)/study.json

@@ -139,6 +139,17 @@ def table(rounds: Rounds, key: str, title: str, digits: int = 2) -> list[str]:
     return lines
 
 
+def advantage(rounds: Rounds, key: str, name: str) -> list[str]:
+    """How many times as much ``name`` gives as each other, as the median of each round's ratio."""
+    own = rounds.of(name, key)
+    lines = ["", f"{name} over the others, median of each round's ratio"]
+    for other in rounds.samples:
+        if other != name and (theirs := rounds.of(other, key)):
+            ratios = [mine / value for mine, value in zip(own, theirs, strict=True)]
+            lines.append(f"{other:<34}{statistics.median(ratios):>11.2f}")
+    return lines
+
+
 def finish(args: argparse.Namespace, sections: Mapping[str, Rounds], columns: Mapping[str, list[Column]]) -> None:
     """Print a table for every column of every section; write JSON and plot where ``--out`` was given."""
     if args.toy:

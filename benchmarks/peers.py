@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import workload
-from measure import HERE, Column, Thunk, child, finish, interleave, parser
+from measure import HERE, Column, Thunk, advantage, child, finish, interleave, parser
 
 PEERS = HERE / "peers"
 #: Name in the table → script and precision; ratios are to the first.
@@ -42,10 +42,10 @@ COLUMNS = {
 def main() -> None:
     """Measure, print, write."""
     arguments = parser(__doc__)
-    workload.add_arguments(arguments, films=48, size=128, batch=16)
+    workload.add_arguments(arguments, films=32, size=128, batch=16)
     arguments.add_argument("--epochs", type=int, default=2)
     arguments.add_argument("--trials", type=int, default=2, help="trials a process (default: 2)")
-    arguments.add_argument("--scheduler-trials", type=int, default=30)
+    arguments.add_argument("--scheduler-trials", type=int, default=10, help="0: leave the schedulers out")
     arguments.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="of the peers' DataLoader")
     args = arguments.parse_args()
     if args.toy:
@@ -57,11 +57,16 @@ def main() -> None:
         job |= {"workers": args.workers, "trials": args.trials}
         brief = job | {"epochs": 1, "trials": 1, "train": job["train"][:: max(1, args.films // 16)]}
         trainings = interleave(thunks(job), args.rounds, warm_up={} if args.toy else thunks(brief))
-        quick = job | {"what": "scheduler", "trials": args.scheduler_trials}
-        schedulers: dict[str, Thunk] = {name: partial(child, PEERS / file, quick) for name, file in SCHEDULERS.items()}
-        sections = {"training": trainings, "scheduler": interleave(schedulers, args.rounds, warm_up={})}
+        sections = {"training": trainings}
+        if args.scheduler_trials:
+            quick = job | {"what": "scheduler", "trials": args.scheduler_trials}
+            schedulers: dict[str, Thunk] = {
+                name: partial(child, PEERS / file, quick) for name, file in SCHEDULERS.items()
+            }
+            sections["scheduler"] = interleave(schedulers, args.rounds, warm_up={})
     print(f"\n{args.size} px, {len(job['train'])} films, batch {args.batch}, BatchNorm {args.batch_norm}")
     finish(args, sections, COLUMNS)
+    print("\n".join(advantage(trainings, "img_s", "ours, bf16")))
 
 
 def thunks(job: dict[str, Any]) -> dict[str, Thunk]:

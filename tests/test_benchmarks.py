@@ -110,6 +110,7 @@ def test_peers_are_pinned():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_peers_do_the_same_work_and_those_not_installed_are_shown(tmp_path):
     output, sections = toy("peers.py", tmp_path)
     needs = {"plain fp32": (), "plain bf16": (), "ours, bf16": ()}
