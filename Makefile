@@ -2,7 +2,8 @@
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
 # make test    set-up and the fast tests        make test-slow, make test-real   the rest of what CI runs
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
-.PHONY: setup demo test test-slow test-real check tune ui clean lock
+# make bench   side by side with other tools    make bench-long, make bench-gpu   see benchmarks/README.md
+.PHONY: setup demo test test-slow test-real check tune ui clean lock bench bench-long bench-gpu
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -14,9 +15,14 @@ UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
 TRIALS ?= 20
 STUDY ?= reference
+# Benchmarks: an environment of their own, as the product does without the peers. Raw samples go beside the docs.
+BENCH := .venv-bench/bin/python
+RESULTS ?= docs/performance
+# What runs `make bench-gpu`: a Python with torch, torchvision, peft, numpy, pillow and scikit-learn is enough.
+GPU_PYTHON ?= $(PYTHON)
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 setup: $(STAMP)
 
@@ -50,9 +56,33 @@ tune: setup
 ui: setup
 	$(BIN)/xray-opt ui
 
+bench: .venv-bench/.installed
+	$(BENCH) benchmarks/startup.py --out $(RESULTS)/startup.json
+	$(BENCH) benchmarks/overhead.py --out $(RESULTS)/overhead.json
+	$(BENCH) benchmarks/ceiling.py --out $(RESULTS)/ceiling.json
+	$(BENCH) benchmarks/peers.py --batch-norm train --out $(RESULTS)/peers-train.json
+	$(BENCH) benchmarks/peers.py --batch-norm frozen --scheduler-trials 0 --out $(RESULTS)/peers-frozen.json
+
+bench-long: .venv-bench/.installed
+	$(BENCH) benchmarks/study.py --rounds 3 --out $(RESULTS)/study.json
+	$(BENCH) benchmarks/search.py --record $(RESULTS)/search-table.json --out $(RESULTS)/search.json
+
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/step.py --sizes 384/16 384/64 --precision bf16 --graphs --json $(RESULTS)/step-gpu.json
+	$(GPU_PYTHON) benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 512 --plain-workers 16 \
+	  --out $(RESULTS)/ceiling-gpu.json
+
+.venv-bench/.installed: requirements.lock benchmarks/requirements.txt pyproject.toml
+	@command -v uv >/dev/null 2>&1 || test -x .tools/bin/uv || sh scripts/get-uv.sh $(PYTHON) .tools
+	@test -x $(BENCH) || $(UV) venv --quiet --python $(PYTHON) .venv-bench
+	$(UV) pip install --quiet --python $(BENCH) --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BENCH) -r benchmarks/requirements.txt
+	$(UV) pip install --quiet --python $(BENCH) --no-deps --editable .
+	@touch $@
+
 lock:
 	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra postgres --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 clean:
-	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .tools .pytest_cache .mypy_cache .ruff_cache build dist
