@@ -115,7 +115,7 @@ def test_two_builders_at_once_end_well(manifest, tmp_path):
     for builder in builders:
         builder.start()
     for builder in builders:
-        builder.join(60)
+        builder.join(300)
         assert builder.exitcode == 0
     assert len(list((tmp_path / "data" / "cache").iterdir())) == 1
 
@@ -159,7 +159,7 @@ open_images(manifest, 32, Workspace(Path(sys.argv[2])))
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(manifest, workspace):
     arguments = [sys.executable, "-c", FULL, manifest.root, str(workspace.root)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "DataError: cannot write the cache" in done.stderr.splitlines()[-1]
     assert list(workspace.caches.iterdir()) == []

@@ -55,7 +55,7 @@ def test_both_start_answer_and_end(tuned):
     with urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/studies", timeout=30) as answer:
         assert "tiny" in answer.read().decode()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=400)
     assert process.returncode == 130
     for port in (mlflow, dashboard):
         require_free(port, "--port")

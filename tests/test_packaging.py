@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_package_and_its_studies(unpacked):
 def test_the_wheel_runs_outside_the_checkout(unpacked, tmp_path):
     env = os.environ | {"PYTHONPATH": str(unpacked), "XRAY_OPT_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "xray_opt", "tune", "--study", "laptop"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3
     assert "data prepare" in done.stderr
     where = [sys.executable, "-c", "import xray_opt; print(xray_opt.__file__)"]

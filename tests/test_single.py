@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_under_its_name(tuned, stop):
     process = place.start(*command)
     wait_for_line(process, "epoch 1/3")
     process.send_signal(stop)
-    _, rest = process.communicate(timeout=120)
+    _, rest = process.communicate(timeout=400)
     assert "Traceback" not in rest
     again = place.run(*command, "--json")
     assert again.returncode == 0, again.stderr

@@ -21,7 +21,7 @@ def test_the_first_sample_comes_at_once_and_stop_is_prompt() -> None:
 
     sampler = SystemSampler(send, interval=3600)
     sampler.start()
-    assert came.wait(5)
+    assert came.wait(60)
     began = time.monotonic()
     sampler.stop()
     assert time.monotonic() - began < 1
@@ -40,7 +40,7 @@ def test_samples_are_numbered() -> None:
 
     sampler = SystemSampler(send, interval=0.01)
     sampler.start()
-    assert third.wait(5)
+    assert third.wait(60)
     sampler.stop()
     assert indices[:3] == [0, 1, 2]
     seen = len(indices)
@@ -69,7 +69,7 @@ def test_a_failing_send_is_warned_of_once_and_sampling_goes_on(caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         sampler = SystemSampler(send, interval=0.01)
         sampler.start()
-        assert enough.wait(5)
+        assert enough.wait(60)
         sampler.stop()
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -85,7 +85,7 @@ def test_a_hanging_send_does_not_hold_up_the_end() -> None:
 
     sampler = SystemSampler(send, interval=0.01)
     sampler.start()
-    assert hangs.wait(5)
+    assert hangs.wait(60)
     began = time.monotonic()
     sampler.stop(patience=0.1)
     assert time.monotonic() - began < 2

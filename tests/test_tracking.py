@@ -21,7 +21,7 @@ from mlflow_stores import CONFIG, ROOT, STORAGE_DIGEST, embedded, finished_run, 
 
 from xray_opt.config import Workspace, flatten, override
 from xray_opt.dataset import Pseudonyms
-from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, TrackingError, TrainingError
+from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, StudyError, TrackingError, TrainingError
 from xray_opt.metrics import Scores
 from xray_opt.mlflow_client import Connection
 from xray_opt.tracking import (
@@ -285,7 +285,7 @@ def test_system_metrics_are_sampled(connection: Connection, study: str) -> None:
 
     config = override(CONFIG, {"tracking.system_interval": 0.05})
     with Tracking.open(connection, study, {}) as tracking, tracking.run("r", config, {}, {}) as run:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while "system/cpu_utilization_percentage" not in connection.client.get_run(run.id).data.metrics:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -298,6 +298,8 @@ STATES = [
     (OutOfMemory("no memory"), "FAILED", {"reason": "oom"}),
     (TrainingError("why\never"), "FAILED", {"reason": "error"}),
     (KeyboardInterrupt(), "FAILED", {"reason": "interrupted"}),
+    (TrackingError("no answer"), "FAILED", {"reason": "interrupted"}),
+    (StudyError("no answer"), "FAILED", {"reason": "interrupted"}),
     (SystemExit(1), "FAILED", {"reason": "error"}),
     (ValueError("person1_virus_6.jpeg"), "FAILED", {"reason": "error"}),
 ]

@@ -72,7 +72,7 @@ def states(workspace):
     return [trial.state for trial in read_study("fast", workspace).trials]
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -97,14 +97,14 @@ class Worker(threading.Thread):
 
     def objective(self, trial):
         self.inside.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(300)
         if self.report:
             trial.report(1, 0.5)
         return Outcome(0.5)
 
     def end(self):
         self.go_on.set()
-        self.join(60)
+        self.join(300)
         assert not self.is_alive()
 
 
@@ -220,7 +220,7 @@ def test_the_thread_ends_with_its_trial(workspace):
 def test_a_trial_that_was_taken_from_a_living_worker_is_discarded_by_it(workspace):
     for report in (False, True):
         worker = Worker(opened(workspace), 1 + report, SILENT, report)
-        assert worker.inside.wait(60)
+        assert worker.inside.wait(300)
         tally = opened(workspace).tune(half, 1 + report, lease=SHORT)
         assert tally.complete == 1 + report
         worker.end()
@@ -231,7 +231,7 @@ def test_a_trial_that_was_taken_from_a_living_worker_is_discarded_by_it(workspac
 
 def test_what_was_written_first_of_how_a_trial_ends_holds(workspace):
     worker = Worker(opened(workspace), 1, Lease())
-    assert worker.inside.wait(60)
+    assert worker.inside.wait(300)
     study = loaded(workspace)
     ending = asdict(failed("worker-lost", "taken"))
     study._storage.set_trial_user_attr(study.trials[0]._trial_id, ENDING, ending)  # and died before the rest
@@ -244,7 +244,7 @@ def test_what_was_written_first_of_how_a_trial_ends_holds(workspace):
 
 def test_a_waiting_worker_says_for_whom_once(workspace):
     worker = Worker(opened(workspace), 1, Lease())
-    assert worker.inside.wait(60)
+    assert worker.inside.wait(300)
     said = []
 
     def say(line):
@@ -316,7 +316,7 @@ def test_the_trial_of_a_killed_worker_out_of_sight_is_resumed(workspace):
 
 def test_a_study_at_work_is_not_deleted_unless_by_force_and_its_worker_says_so(workspace):
     worker = Worker(opened(workspace), 1, Lease())
-    assert worker.inside.wait(60)
+    assert worker.inside.wait(300)
     with pytest.raises(StudyError, match=r"trial 0 runs in process .*stop that worker first"):
         delete_study("fast", workspace)
     assert states(workspace) == ["RUNNING"]
@@ -343,7 +343,7 @@ def test_a_study_whose_workers_are_dead_is_deleted(workspace):
 
 def test_the_result_of_a_trial_is_not_told_to_a_new_study_of_the_same_name(workspace):
     worker = Worker(opened(workspace), 1, Lease())
-    assert worker.inside.wait(60)
+    assert worker.inside.wait(300)
     delete_study("fast", workspace, force=True)
     opened(workspace)
     other = elsewhere(workspace)  # SQLite gives the trial's number again, too

@@ -138,7 +138,7 @@ def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, se
     away, said = threading.Event(), []
 
     def back():
-        assert away.wait(60)
+        assert away.wait(300)
         server.control("start")
 
     def say(line):
@@ -155,7 +155,7 @@ def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, se
     thread = threading.Thread(target=back, daemon=True)
     thread.start()
     tally = open_study(study, workspace, "d" * 64).tune(objective, 3, lease=Lease(0.05, 60), say=say)
-    thread.join(60)
+    thread.join(300)
     assert (tally.complete, tally.failed) == (3, 0)
     assert "is away" in said[0]
     trials = read_study("fast", workspace, study.storage).trials
@@ -167,7 +167,7 @@ def test_the_lock_is_of_one_study_and_of_one_holder(study):
     inside, waiting = threading.Event(), threading.Event()
 
     def second():
-        assert inside.wait(60)
+        assert inside.wait(300)
         with study_lock(storage, "other"):
             order.append("other")
             waiting.set()
@@ -178,7 +178,7 @@ def test_the_lock_is_of_one_study_and_of_one_holder(study):
     thread.start()
     with study_lock(storage, "fast"):
         inside.set()
-        assert waiting.wait(60)
+        assert waiting.wait(300)
         with storage.engine.connect() as connection:
             # The other thread stands before the lock: only then is its order worth looking at.
             query = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
@@ -187,7 +187,7 @@ def test_the_lock_is_of_one_study_and_of_one_holder(study):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         order.append("first")
-    thread.join(60)
+    thread.join(300)
     assert order == ["other", "first", "second"]
 
 

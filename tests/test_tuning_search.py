@@ -440,7 +440,7 @@ def test_a_killed_trial_is_found_told_and_resumed(workspace):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert [t.state for t in read_study("fast", workspace).trials].count("RUNNING") == 1
-    out = worker(workspace, 4).communicate(timeout=120)[0]
+    out = worker(workspace, 4).communicate(timeout=400)[0]
     assert out.splitlines() == ["lost 2 run-2", "done 4"]
     trials = read_study("fast", workspace).trials
     states = [trial.state for trial in trials]
@@ -456,7 +456,7 @@ def test_a_trial_that_keeps_killing_its_workers_is_given_up(workspace):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         (workspace.root / "slow").unlink()
-    assert worker(workspace, 1).communicate(timeout=120)[0].splitlines()[-1] == "done 1"
+    assert worker(workspace, 1).communicate(timeout=400)[0].splitlines()[-1] == "done 1"
     trials = read_study("fast", workspace).trials
     assert [trial.state for trial in trials] == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
     assert trials[3].params != trials[0].params

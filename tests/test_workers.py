@@ -212,7 +212,7 @@ def test_an_interrupted_study_equals_an_uninterrupted_one(place, tuned):
     process = place.start("tune", "--study", "tiny")
     wait_for_line(process, "trial 0 · epoch 1/2")
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
+    _, rest = process.communicate(timeout=400)
     assert process.returncode == 130
     assert "run the same command again" in rest
     assert "Traceback" not in rest

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from xray_opt.config import Config, as_text, flatten
 from xray_opt.dataset import Pseudonyms
-from xray_opt.errors import Pruned, TrackingError, TrainingError
+from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError
 from xray_opt.mlflow_client import MISSING, Connection, speaking, without_credentials
 from xray_opt.system_metrics import SystemSampler
 from xray_opt.tracking.environment import environment_tags
@@ -63,6 +63,7 @@ class Run:
     ``Pruned``              KILLED    ``pruned_epoch``
     ``TrainingError``       FAILED    ``reason`` = its reason, ``error``
     ``KeyboardInterrupt``   FAILED    ``reason`` = interrupted
+    a store is away         FAILED    ``reason`` = interrupted, ``error``
     anything else           FAILED    ``reason`` = error, ``error``
     ======================  ========  ================================
 
@@ -180,6 +181,8 @@ def ending(error: BaseException | None, local: bool) -> Ending:
     if isinstance(error, KeyboardInterrupt):
         return Ending("FAILED", {"reason": "interrupted"})
     reason = error.reason if isinstance(error, TrainingError) else "error"
+    if isinstance(error, StudyError | TrackingError):  # a store is away: the trial is resumed
+        reason = "interrupted"
     words = f"{type(error).__name__}: {error}" if local else type(error).__name__
     return Ending("FAILED", {"reason": reason, "error": " ".join(words.split())[:LONGEST_TAG]})
 
