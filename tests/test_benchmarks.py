@@ -15,6 +15,8 @@ import torch
 from xray_opt.adapter import attach, set_mode
 from xray_opt.backbone import random_base
 
+#: Most of a script's time is imports of its child processes, and they are slow on a loaded machine.
+pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 POSTGRES = any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and importlib.util.find_spec("psycopg2")
@@ -134,7 +136,6 @@ def test_peers_are_pinned():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_peers_do_the_same_work_and_those_not_installed_are_shown(tmp_path):
     output, sections = toy("peers.py", tmp_path)
     needs = {"plain fp32": (), "plain bf16": (), "ours, bf16": ()}
