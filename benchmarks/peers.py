@@ -27,7 +27,11 @@ TRAININGS = {
     "HF Trainer search, bf16": ("hf_trainer.py", "bf16"),
     "ours, bf16": ("ours.py", "bf16"),
 }
-SCHEDULERS = {"Optuna in memory": "plain.py", "Ray Tune + OptunaSearch": "ray_tune.py", "ours, SQLite": "ours.py"}
+SCHEDULERS = {
+    "Optuna in memory": ("loops.py", "optuna"),
+    "Ray Tune + OptunaSearch": ("ray_tune.py", "ray"),
+    "ours, SQLite": ("loops.py", "ours"),
+}
 COLUMNS = {
     "training": [
         Column("img_s", "training films a second (higher is better)"),
@@ -59,9 +63,9 @@ def main() -> None:
         trainings = interleave(thunks(job), args.rounds, warm_up={} if args.toy else thunks(brief))
         sections = {"training": trainings}
         if args.scheduler_trials:
-            quick = job | {"what": "scheduler", "trials": args.scheduler_trials}
+            quick = {"seed": job["seed"], "trials": args.scheduler_trials}
             schedulers: dict[str, Thunk] = {
-                name: partial(child, PEERS / file, quick) for name, file in SCHEDULERS.items()
+                name: partial(child, PEERS / file, quick | {"loop": loop}) for name, (file, loop) in SCHEDULERS.items()
             }
             sections["scheduler"] = interleave(schedulers, args.rounds, warm_up={})
     print(f"\n{args.size} px, {len(job['train'])} films, batch {args.batch}, BatchNorm {args.batch_norm}")

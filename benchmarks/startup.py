@@ -20,7 +20,7 @@ from typing import Any
 import workload
 from measure import HERE, ROOT, Column, Rounds, Thunk, Values, child, finish, interleave, parser
 
-IMPORTS = ("torch", "torchvision", "peft", "mlflow", "optuna", "sklearn", "xray_opt.trainer", "xray_opt.workers")
+IMPORTS = ("torch", "peft", "mlflow", "optuna", "xray_opt.trainer", "xray_opt.workers")
 PARTS = ("interpreter", "import", "data", "base", "storage", "MLflow", "attach", "first step", "rest")
 #: As in startup_child.py: what a child reports beside its parts.
 TOTAL = "first step done"

@@ -1,5 +1,6 @@
 """Benchmarks: every script runs at toy size, and says what it cannot measure. No figure is checked."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -9,7 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from xray_opt.adapter import attach, set_mode
+from xray_opt.backbone import random_base
+
+#: Most of a script's time is imports of its child processes, and they are slow on a loaded machine.
+pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 POSTGRES = any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and importlib.util.find_spec("psycopg2")
@@ -94,6 +101,25 @@ def test_a_child_tells_its_values_what_it_lacks_or_how_it_failed(measure, tmp_pa
         measure.child(script, {})
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_peers_train_the_weights_that_we_train_and_batch_norm_in_the_same_mode(monkeypatch, tmp_path, batch_norm):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    workload, common = importlib.import_module("workload"), importlib.import_module("common")
+    args = argparse.Namespace(size=32, batch=8, batch_norm=batch_norm, device="cpu")
+    manifest = workload.make_films(tmp_path / "films", 16)
+    job = workload.job_of(tmp_path, args, 1, manifest, 16)
+    assert {label for _, label in job["train"]} == {0, 1}
+    theirs, ours = common.Network(job).train(), attach(random_base(workload.SEED), workload.settings(job))
+    set_mode(ours, True)
+    assert len(job["targets"]) == 79
+    counts = [sum(p.numel() for p in network.parameters() if p.requires_grad) for network in (theirs, ours)]
+    assert counts[0] == counts[1]
+    for network in (theirs, ours):
+        modes = {module.training for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+        assert modes == {batch_norm == "train"}
+
+
 def test_every_script_has_its_line_in_the_readme():
     text = (BENCHMARKS / "README.md").read_text()
     for script in BENCHMARKS.glob("*.py"):
@@ -110,7 +136,6 @@ def test_peers_are_pinned():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_peers_do_the_same_work_and_those_not_installed_are_shown(tmp_path):
     output, sections = toy("peers.py", tmp_path)
     needs = {"plain fp32": (), "plain bf16": (), "ours, bf16": ()}

@@ -174,15 +174,6 @@ class Clock:
         } | more
 
 
-def nothing(trial: Any, epochs: int = 10) -> float:
-    """An objective of microseconds that reports every epoch; two parameters, as the trainings have."""
-    rate = trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True)
-    decay = trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
-    for epoch in range(1, epochs + 1):
-        trial.report(rate + decay + epoch, epoch)
-    return rate + decay
-
-
 def suggested(trial: Any) -> tuple[float, float]:
     """Learning rate and weight decay of a trial."""
     rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)

@@ -31,9 +31,7 @@ DECAY = Parameter("optimizer.weight_decay", "float", low=1e-4, high=1e-1, log=Tr
 
 
 def run(job: Job) -> Values:
-    """Train all trials of a job; or the whole product's study; or what the study alone costs a trial."""
-    if job["what"] == "scheduler":
-        return schedule(job)
+    """Train all trials of a job, or run the whole product's study."""
     return whole(job) if job["what"] == "study" else train(job)
 
 
@@ -100,23 +98,6 @@ def whole(job: Job) -> Values:
     clock.passes = [_pass(epoch, len(job["train"])) for epoch in epochs]
     rest = (sum(clock.trials) - sum(epoch.seconds for epoch in epochs)) / len(clock.trials)
     return clock.values(wall_s=time.monotonic() - spawned(), f1=_best(report.tally), rest_s=rest)
-
-
-def schedule(job: Job) -> Values:
-    """Seconds a trial of claiming, suggesting, reporting and ending, on SQLite as by default."""
-    config = override(Config(), {"training.epochs": 10})
-    opened = open_study(study_of(job, config), workspace_of(job), "0" * 64)
-    began = time.monotonic()
-    opened.tune(nothing, job["trials"])
-    return {"trial_s": (time.monotonic() - began) / job["trials"], "start_s": began - spawned()}
-
-
-def nothing(trial: TrialContext) -> Outcome:
-    """Ten reports and a value."""
-    value = sum(float(value) for value in trial.params.values())
-    for epoch in range(1, 11):
-        trial.report(epoch, value + epoch)
-    return Outcome(value)
 
 
 def _pass(epoch: Epoch, films: int) -> tuple[int, float]:

@@ -7,30 +7,20 @@ from typing import Any
 
 import optuna
 import torch
-from common import Clock, Job, Network, autocast, device, f1, loader, nothing, one_pass, pruner, suggested
+from common import Clock, Job, Network, autocast, device, f1, loader, one_pass, pruner, suggested
 from measure import Values, serve, spawned
 from torch.utils.data import DataLoader
 
 
 def run(job: Job) -> Values:
-    """All trials of a job, or what Optuna alone costs."""
+    """All trials of a job."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if job["what"] == "scheduler":
-        return schedule(job)
     clock = Clock()
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=job["seed"]), pruner=pruner(job)
     )
     study.optimize(lambda trial: objective(job, clock, trial), n_trials=job["trials"])
     return clock.values(wall_s=time.monotonic() - spawned(), f1=study.best_value)
-
-
-def schedule(job: Job) -> Values:
-    """Seconds a trial of nothing but Optuna in memory."""
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=job["seed"]))
-    began = time.monotonic()
-    study.optimize(nothing, n_trials=job["trials"])
-    return {"trial_s": (time.monotonic() - began) / job["trials"], "start_s": began - spawned()}
 
 
 def objective(job: Job, clock: Clock, trial: Any) -> float:
