@@ -84,6 +84,9 @@ def test_state_folders_are_marked_once_a_storage(workspace):
     assert (workspace.study_folder("mine") / "storages").read_text() == "a\nb\n"
     assert state_marks(workspace.study_folder("mine")) == {"a", "b"}
     assert state_marks(workspace.study_folder("other")) == set()
+    (workspace.studies / "state" / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot write to"):
+        mark_state(workspace, "file", "a")
 
 
 def test_finding_needs_no_torch_and_no_mlflow():

@@ -6,6 +6,7 @@ from xray_opt.config import PrunerConfig, StudyConfig, TrackingConfig
 from xray_opt.errors import StudyError
 from xray_opt.mlflow_client import connect
 from xray_opt.places import mark_state
+from xray_opt.scoring import evaluate
 from xray_opt.tuning import Outcome, delete_study, list_studies, open_study, storage_digest, storage_url
 from xray_opt.upkeep import collect_garbage
 
@@ -38,35 +39,36 @@ def test_gc_names_and_removes_what_nobody_refers_to(place):
     assert place.run("gc").stdout.strip() == "nothing to remove"
 
 
-def test_a_study_of_another_storage_is_left_alone_and_said(place, tmp_path):
+def test_a_study_of_another_storage_is_left_alone_and_said(place, tmp_path, monkeypatch):
     """One without a study file here: made under XRAY_OPT_STORAGE, say."""
+    for name in ("MLFLOW_TRACKING_URI", "XRAY_OPT_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    workspace, said = place.workspace, []
     storage = f"sqlite:///{tmp_path}/elsewhere.db"
-    file = place.workspace.studies / "tiny.yaml"
+    file = workspace.studies / "tiny.yaml"
     file.write_text(file.read_text() + f"storage: {storage}\n")
     place.json("tune", "--study", "tiny", "--trials", "1")
     assert [study["name"] for study in place.json("study", "list", "--storage", storage)] == ["tiny"]
-    assert place.json("study", "list") == []
-    for command in (["study", "show", "tiny"], ["compare", "tiny"], ["compare", "tiny", "--storage", storage]):
-        assert len(place.json(*command)["trials"]) == 1
-    opened = place.json("evaluate", "--split", "test", "--why", "another storage")
-    assert opened["films"] > 0
+    assert list_studies(workspace) == []
+    assert len(place.json("study", "show", "tiny")["trials"]) == 1
+    model = "models:/xray-pneumonia@champion"
+    assert evaluate(model, "test", workspace, why="another storage").films > 0
     assert [item["why"] for item in place.json("compare", "tiny")["test_openings"]] == ["another storage"]
-    assert place.run("gc", "--dry-run").stdout.strip() == "nothing to remove"
+    assert (collect_garbage(workspace, say=said.append), said) == ([], [])
 
     known = file.rename(tmp_path / "tiny.yaml")
-    left = place.run("gc")
-    assert (left.returncode, left.stdout.strip()) == (0, "nothing to remove")
-    assert "2 MLflow runs" in left.stderr
-    assert str(place.workspace.study_folder("tiny")) in left.stderr
-    unread = place.run("evaluate", "--split", "test", "--why", "cannot be written down")
-    assert (unread.returncode, "--storage URL" in unread.stderr) == (6, True), unread.stderr
-    named = place.run("gc", "--storage", storage)
-    assert (named.stdout.strip(), named.stderr) == ("nothing to remove", "")
+    assert collect_garbage(workspace, say=said.append) == []
+    # The run of the trial is registered, and kept anyway.
+    assert [word in line for word, line in zip(("state/tiny", "1 MLflow run "), said, strict=True)] == [True, True]
+    with pytest.raises(StudyError, match="--storage URL"):
+        evaluate(model, "test", workspace, why="cannot be written down")
+    assert (collect_garbage(workspace, storages=[storage], say=said.append), len(said)) == ([], 2)
 
     known.rename(file)
-    assert place.run("study", "delete", "tiny", "--yes").returncode == 0
-    assert list_studies(place.workspace, storage) == []
-    assert not place.workspace.study_folder("tiny").exists()
+    done = place.run("study", "delete", "tiny", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert list_studies(workspace, storage) == []
+    assert not workspace.study_folder("tiny").exists()
     assert study_runs(place) == []
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xray_opt.config import StudyConfig, TrackingConfig, Workspace, find_study, load_study, study_files
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, StudyError
 from xray_opt.tuning import read_study, storage_digest, storage_url
 
 #: Study notes: the id of its run in MLflow, and the store that this run is in.
@@ -79,12 +79,20 @@ def known_storages(workspace: Workspace, more: Iterable[str] = ()) -> dict[str, 
 
 
 def mark_state(workspace: Workspace, study: str, digest: str) -> None:
-    """Note in a study's state folder which storage holds the study."""
+    """Note in a study's state folder which storage holds the study.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
     folder = workspace.study_folder(study)
-    if digest not in state_marks(folder):
+    if digest in state_marks(folder):
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / MARKS).open("a") as file:
             file.write(digest + "\n")
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder}: {error.strerror}; check free space and permissions") from error
 
 
 def state_marks(folder: Path) -> set[str]:

@@ -125,10 +125,14 @@ def _checked(name: str) -> str:
 def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
     """The files of the run of this name, held by this process alone; the hold dies with the process."""
     folder = workspace.unfinished_runs
-    folder.mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(name.encode()).hexdigest()[:16]
     runs = folder / f"{stem}.runs"
-    with runs.open("a") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = runs.open("a")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; check free space and permissions") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have finished, and removed the file, just before.

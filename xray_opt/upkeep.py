@@ -155,10 +155,8 @@ def _runs(connection: Connection, studies: Studies, say: Callable[[str], None]) 
     known = {digest: {str(study.notes.get(IDENTITY)) for study in held} for digest, held in studies.items()}
     orphans, unknown = orphan_runs(connection, known)
     if unknown:
-        say(
-            f"left alone: {len(unknown)} MLflow runs of studies in a storage that is not read here; name it with "
-            "--storage URL"
-        )
+        count = f"{len(unknown)} MLflow run{'s' * (len(unknown) > 1)}"
+        say(f"left alone: {count} of studies in a storage that is not read here; name it with --storage URL")
     for run_id in orphans:
         yield Garbage("run", run_id, 0, lambda run_id=run_id: delete_run(connection, run_id))  # type: ignore[misc]
 
