@@ -112,3 +112,4 @@ def test_other_names_are_a_files_and_a_runs(tmp_path, name):
             pass
     with _held(name, Workspace(tmp_path)):
         pass
+    assert list(Workspace(tmp_path).unfinished_runs.iterdir()) == []

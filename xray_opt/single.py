@@ -141,7 +141,12 @@ def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
             held = False
         if not held:
             raise ConfigError(f"a run named {name!r} is at work here already; give another --name")
-        yield _Unfinished(folder / f"{stem}.pt", runs)
+        unfinished = _Unfinished(folder / f"{stem}.pt", runs)
+        try:
+            yield unfinished
+        finally:
+            if not unfinished.checkpoint.exists():  # nothing to go on from
+                unfinished.discard()
 
 
 def _keep_base(base: Base, connection: Connection, run_id: str) -> None:
