@@ -552,7 +552,7 @@ def test_a_ranked_model_that_a_kill_left_unfinished_is_replaced(
     run_id, _ = finished_run(connection, tmp_path, study)
     with Tracking.open(connection, study, tags(study)) as tracking:
         half = connection.client.create_logged_model(
-            tracking.experiment_id, "trial-000", run_id, tags={"xray_opt.role": "ranked"}
+            tracking.experiment_id, "trial-000", run_id, tags={**tags(study), "xray_opt.role": "ranked"}
         )
         foreign = connection.client.create_logged_model(tracking.experiment_id, "foreign", run_id)
         tracking.rank_models([RankedTrial(run_id, 0, 0.75)])

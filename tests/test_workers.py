@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from xray_opt import tracking
 from xray_opt.config import TrackingConfig
 from xray_opt.mlflow_client import connect
 from xray_opt.tuning import delete_study, read_study
@@ -179,10 +180,14 @@ def test_a_study_made_anew_does_not_touch_the_runs_of_the_one_before(place):
     old = read_study("tiny", place.workspace).notes["mlflow_parent"]
     delete_study("tiny", place.workspace)
     again = place.json("tune", "--study", "tiny", "--trials", "1")
-    assert read_study("tiny", place.workspace).notes["mlflow_parent"] != old
+    new = read_study("tiny", place.workspace).notes["mlflow_parent"]
+    assert new != old
     assert again["mlflow_experiment"] == first["mlflow_experiment"]
-    kept = [run for run in child_runs(place).values() if run.data.tags["mlflow.parentRunId"] != old]
+    connection = connect(TrackingConfig(), place.workspace)
+    kept = tracking.child_runs(connection, new)
     assert [run.info.status for run in kept] == ["FINISHED"]
+    models = connection.client.search_logged_models([again["mlflow_experiment"]])
+    assert [model.tags["xray_opt.role"] for model in models].count("ranked") == 2
     garbage = {item["name"] for item in place.json("gc", "--dry-run") if item["what"] == "run"}
     assert old in garbage
     assert not garbage & {run.info.run_id for run in kept}

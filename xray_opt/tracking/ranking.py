@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mlflow.entities import DatasetInput, LoggedModel, Metric
 
 from xray_opt.mlflow_client import Connection, pages
+from xray_opt.tracking.agreement import STUDY_ID
 from xray_opt.tracking.discard import discard_model
 
 ROLE = "xray_opt.role"
@@ -33,14 +34,16 @@ def rank(
     tags: Mapping[str, str],
     datasets: Sequence[DatasetInput],
 ) -> None:
-    """Bring the experiment's ranked models to exactly ``best``: keep, add, then delete what is no longer among them.
+    """Bring the study's ranked models to exactly ``best``: keep, add, then delete what is no longer among them.
 
-    A model that a kill left unfinished is replaced.
+    Another study of the same name and experiment keeps its own. A model that a kill left unfinished is replaced.
     """
     kept: dict[str, LoggedModel] = {}
     stale = []
     wanted = {trial.run_id for trial in best}
     for model in logged_models(connection, experiment_id, RANKED):
+        if model.tags.get(STUDY_ID) != tags.get(STUDY_ID):
+            continue
         if model.source_run_id in wanted and model.source_run_id not in kept and str(model.status) == "READY":
             kept[model.source_run_id] = model
         else:
