@@ -8,11 +8,13 @@ import sys
 
 import click
 import pytest
+from conftest import Place
 from small_sets import write_film
 
 from xray_opt.cli import COMMANDS, group
 from xray_opt.cli.output import cell, duration, print_json
 from xray_opt.cli.progress import Progress
+from xray_opt.config import Workspace
 
 
 def commands(parent=group, path=()):
@@ -91,7 +93,7 @@ def test_odd_names_are_one_line(tmp_path):
         (["study", "show", "../.."], 2),
         (["gc", "--storage", "no url"], 2),
     ):
-        done = xray(*arguments, cwd=tmp_path)
+        done = Place(Workspace(tmp_path), tmp_path).run(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
 
 
