@@ -13,6 +13,7 @@ STAMP := .venv/.installed
 UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
 # Two test processes, a thread each: more only fight for the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
+PYTEST_ARGS ?=
 TRIALS ?= 20
 STUDY ?= reference
 # Benchmarks: an environment of their own, as the product does without the peers. Raw samples go beside the docs.
@@ -37,10 +38,10 @@ demo: setup
 	@sh scripts/demo.sh
 
 test: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data" tests
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data" $(PYTEST_ARGS) tests
 
 test-slow: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data" tests
+	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data" $(PYTEST_ARGS) tests
 
 test-real: setup
 	$(PYTEST) -m real_data tests

@@ -1,7 +1,8 @@
-"""Writes docs/cli.md from the commands' own help: ``python scripts/cli_docs.py``. tests/test_docs.py checks it."""
+"""Writes docs/cli.md from the commands' own help: ``python scripts/cli_docs.py``; with ``-`` it prints the page."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,10 +33,14 @@ def text() -> str:
     parts = [HEAD]
     for path, command in commands(group, ("xray-opt",)):
         # A width of its own: the page must not depend on the terminal that made it.
-        context = click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100)
+        look = {"terminal_width": 100, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
+        context = click.Context(command, info_name=" ".join(path), **look)
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    TARGET.write_text(text(), encoding="utf-8")
+    if sys.argv[1:] == ["-"]:
+        print(text(), end="")
+    else:
+        TARGET.write_text(text(), encoding="utf-8")
