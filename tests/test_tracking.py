@@ -582,7 +582,8 @@ def test_a_deleted_study_leaves_no_run(connection: Connection, study: str, tmp_p
     for each in runs:
         delete_run(connection, each)
         delete_run(connection, each)
-    assert study_runs(connection, f"id of {study}") == []
+    # A server only marks what is deleted; its owner's gc removes it.
+    assert study_runs(connection, f"id of {study}") == ([] if connection.local else runs)
     view = ViewType.ALL if connection.local else ViewType.ACTIVE_ONLY
     assert connection.client.search_runs([tracking.experiment_id], run_view_type=view) == []
     assert ranked(connection, study) == {}

@@ -100,7 +100,8 @@ WORKER = """
 
 def worker(workspace, study, total, hold=-1, name="0"):
     script = workspace.root / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
+    if not script.exists():  # a worker before this one may be reading it
+        script.write_text(textwrap.dedent(WORKER))
     arguments = [str(workspace.root), study.storage, str(total), str(hold), name]
     return subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
 

@@ -421,7 +421,8 @@ WORKER = """
 
 def worker(workspace, total, seconds=0.0, slow_from=10**6):
     script = workspace.root / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
+    if not script.exists():  # a worker before this one may be reading it
+        script.write_text(textwrap.dedent(WORKER))
     arguments = [str(workspace.root), str(total), str(seconds), str(slow_from)]
     return subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
 
