@@ -216,7 +216,7 @@ def refused(folder, base, says=""):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 2}, "format '2'"),
+        ({"format": 1}, "format '1'"),
         ({"threshold": "high"}, "threshold"),
         ({"threshold": 3.0}, "out of range"),
         ({"threshold": float("nan")}, "out of range"),

@@ -77,3 +77,15 @@ def test_a_feed_made_while_predicting_serves_training(split: Split, free: int) -
     for pixels, labels in films.batches(ORDER):
         ((weight * pixels.float()).mean() * labels * weight).sum().backward()
     assert weight.grad is not None
+
+
+def test_films_that_find_the_memory_taken_are_read_ahead(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Split, indices: object) -> None:
+        raise torch.OutOfMemoryError("another process was faster")
+
+    own = split.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(Split, "batch", full)
+        films = Feed(split, CPU, 10**6)
+    assert not films.resident
+    assert np.array_equal(next(films.batches(ORDER))[0].numpy(), own(ORDER[0]))

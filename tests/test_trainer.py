@@ -27,7 +27,7 @@ from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
 from xray_opt.evaluate import evaluating, predict
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
-from xray_opt.trainer import Epoch, Trainer, discard_checkpoint
+from xray_opt.trainer import Epoch, Trainer, discard_checkpoint, has_checkpoint
 from xray_opt.trainer.records import beats, stale
 from xray_opt.trainer.step import Stepper, part_count
 from xray_opt.trainer.trainer import make_optimizer, make_plateau, seeds
@@ -431,3 +431,29 @@ def test_it_learns(base: Base, tmp_path: Path) -> None:
     )
     trainer = Trainer(config, images, base)
     assert max(epoch.val.auc for epoch in trainer.epochs()) > 0.9
+
+
+def test_a_variance_that_overflowed_ends_the_training(
+    images: Images, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses stay finite, as x / sqrt(inf) is 0; the epoch must not become one to restore."""
+
+    def overflow(network: nn.Module, *_: object) -> None:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+                module.running_var.fill_(math.inf)
+
+    monkeypatch.setattr("xray_opt.trainer.trainer.reestimate", overflow)
+    trainer = Trainer(settings(model_batch_norm="train"), images, base, tmp_path / "own.pt")
+    with pytest.raises(NotFinite, match=r"running_var is not finite after epoch 1"):
+        next(trainer.epochs())
+    assert not has_checkpoint(tmp_path / "own.pt")
+
+
+def test_a_predecessor_alone_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "own.pt"
+    assert not has_checkpoint(path)
+    path.with_name("own.pt.previous").touch()
+    assert has_checkpoint(path)
+    discard_checkpoint(path)
+    assert not has_checkpoint(path)

@@ -42,13 +42,21 @@ class Feed:
         # Whoever asks first may be predicting; what is kept must serve training too.
         with torch.inference_mode(False):
             self._labels = torch.from_numpy(split.labels).float().to(device)
-            self._films = torch.from_numpy(split.batch(np.arange(len(split)))).to(device) if self.resident else None
+            self._films = self._upload(split) if self.resident else None
+        self.resident = self._films is not None
+
+    def _upload(self, split: Split) -> Tensor | None:
+        """All films on the device, none where another process took the memory meanwhile."""
+        try:
+            return torch.from_numpy(split.batch(np.arange(len(split)))).to(self.device)
+        except torch.OutOfMemoryError:
+            return None
 
     def take(self, indices: Indices) -> Tensor:
         """(B, side, side) uint8 pixels of the films at ``indices``, (B,) places in the split."""
         if self._films is not None:
             return self._films[torch.from_numpy(indices).to(self.device)]
-        return self._read(indices).to(self.device, non_blocking=True)
+        return self._sent(self._read(indices))
 
     def batches(self, order: Sequence[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of ``order`` ((B,) places in the split) its (B, side, side) uint8 pixels and (B,) float labels."""
@@ -63,7 +71,11 @@ class Feed:
                 pixels = coming.result()
                 if place + 1 < len(order):
                     coming = reader.submit(self._read, order[place + 1])
-                yield pixels.to(self.device, non_blocking=True), self._of(indices)
+                yield self._sent(pixels), self._of(indices)
+
+    def _sent(self, pixels: Tensor) -> Tensor:
+        # Only from pinned memory, which is CUDA's, may a copy go on behind our back.
+        return pixels.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _of(self, indices: Indices) -> Tensor:
         return self._labels[torch.from_numpy(indices).to(self.device)]

@@ -17,11 +17,12 @@ from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base
+from xray_opt.errors import StudyError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection
 from xray_opt.tracking import RankedTrial, Tracking
 from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
-from xray_opt.tuning.storage import open_storage, sqlite_file, study_lock
+from xray_opt.tuning.storage import open_storage, reachable, sqlite_file, study_lock
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -71,10 +72,14 @@ def one_at_a_time(url: str, study: str) -> Iterator[None]:
     that must not wait for uploads."""
     file = sqlite_file(url) if url.startswith("sqlite") else None
     if file is None:
-        with study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
+        with reachable(url), study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
             yield
         return
-    with file.with_name(f"{file.name}.settle.lock").open("w") as handle:
+    try:
+        handle = file.with_name(f"{file.name}.settle.lock").open("w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {file.parent}: {error.strerror}; nothing is lost, run it again") from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -24,7 +24,7 @@ from xray_opt.errors import ConfigError, NotFinite
 from xray_opt.experiment import Job, Result, run_experiment
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.tracking import Tracking, close_lost, data_tags, log_run_file
-from xray_opt.trainer import Epoch, discard_checkpoint
+from xray_opt.trainer import Epoch, discard_checkpoint, has_checkpoint
 
 #: MLflow's databases take so many characters of a run's name.
 LONGEST_NAME = 250
@@ -145,7 +145,7 @@ def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
         try:
             yield unfinished
         finally:
-            if not unfinished.checkpoint.exists():  # nothing to go on from
+            if not has_checkpoint(unfinished.checkpoint):  # nothing to go on from
                 unfinished.discard()
 
 

@@ -57,7 +57,8 @@ def delete_whole_study(place: Place, workspace: Workspace, force: bool = False) 
     for run_id in runs:
         delete_run(connection, run_id)
     folder = workspace.study_folder(name)
-    if state_marks(folder) <= {storage_digest(storage_url(workspace, place.storage))}:
+    marks = state_marks(folder)  # a folder without any may belong to a study of that name elsewhere
+    if marks and marks <= {storage_digest(storage_url(workspace, place.storage))}:
         shutil.rmtree(folder, ignore_errors=True)
     delete_study(name, workspace, place.storage, force)
     return {"runs": len(runs)}
@@ -118,7 +119,8 @@ def _checkpoints(workspace: Workspace, studies: Studies) -> Iterator[Garbage]:
     """Checkpoints of trials that are over and that no waiting or running trial of any storage resumes."""
     for name in sorted({study.name for held in studies.values() for study in held}):
         folder = workspace.study_folder(name)
-        if not state_marks(folder) <= set(studies):
+        marks = state_marks(folder)
+        if not marks or not marks <= set(studies):
             continue
         named = [study for held in studies.values() for study in held if study.name == name]
         wanted = {f"trial-{number:05d}" for study in named for number in _resumable(study)}

@@ -13,7 +13,7 @@ from xray_opt.config import Config, flatten
 from xray_opt.config.dotted import Scalar
 from xray_opt.errors import ModelError, one_line
 
-FORMAT = 1
+FORMAT = 2
 #: Name under which ``bundle.json`` holds the digest of its other fields.
 DIGEST = "sha256"
 RESAMPLE = "decode grey, antialiased squash to cache_side, antialiased bilinear to image_size, ImageNet mean and std"

@@ -101,6 +101,11 @@ class Checkpoint:
             )
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is something to resume from: a checkpoint or its predecessor."""
+    return path.exists() or path.with_name(path.name + ".previous").exists()
+
+
 def discard_checkpoint(path: Path) -> None:
     """Remove a checkpoint, its predecessor and what a kill left half written; there need not be any."""
     for suffix in ("", ".previous", ".part"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xray_opt.adapter import logits
+from xray_opt.errors import ConfigError, one_line
 
 
 class Compiled:
@@ -33,7 +34,18 @@ class Compiled:
         self._films = self._films or len(images)
         if len(images) != self._films:
             return logits(self._network, images)
-        return self._graph(images).squeeze(1)
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._graph(images).squeeze(1)
+        except (TorchDynamoException, ImportError, OSError) as error:
+            raise ConfigError(
+                f"training.compile: torch.compile fails here ({one_line(error)}); set training.compile=false"
+            ) from error
+
+    def restart(self) -> None:
+        """Compile the next batch's shape: memory ran out with the one before."""
+        self._films = 0
 
     def begin(self) -> None:
         """Take over the trained weights as they are now, and no gradient of a step that broke off."""

@@ -92,6 +92,8 @@ class Stepper:
                 "or lora.stages=late, or free the device"
             )
         self.micro_batch = max(self._fewest, self.micro_batch // 2)
+        if self._compiled:
+            self._compiled.restart()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         self._say(f"memory of {device} ran out: going on with {self.micro_batch} films at a time, same batch")

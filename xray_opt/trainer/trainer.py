@@ -191,6 +191,9 @@ class Trainer:
         self._plateau.step(epoch.val.f1)
         self.history = (*self.history, epoch)
         current = trainable_state(self.network)
+        # A variance that overflowed gives finite losses; what is restored later must be finite.
+        if wrong := [name for name, value in current.items() if not torch.isfinite(value).all()]:
+            raise NotFinite(f"{wrong[0]} is not finite after epoch {epoch.number}; lower optimizer.learning_rate")
         if epoch.is_best:
             self._best = current
         if self._checkpoint:

@@ -48,6 +48,7 @@ def validation_logits(
                 parts = [run_rest(network, length, batch).float().cpu().double().numpy() for batch in inner]
                 return np.concatenate(parts)
     except torch.OutOfMemoryError:
+        inner = None  # what was kept must go before the films are tried anew
         _KEPT.pop(id(films), None)
     return predict_logits(network, films, image_size, device)
 
