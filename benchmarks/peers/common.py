@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,17 @@ def suggested(trial: Any) -> tuple[float, float]:
     """Learning rate and weight decay of a trial."""
     rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
     return rate, trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
+
+
+def search(job: Job, objective: Callable[[Any], float]) -> float:
+    """A study of the job's trials in this process; its best value."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=job["seed"])
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner(job))
+    study.optimize(objective, n_trials=job["trials"])
+    return float(study.best_value)
 
 
 def pruner(job: Job) -> Any:

@@ -12,9 +12,8 @@ from measure import Values, need, serve, spawned
 need("lightning", "optuna_integration")
 
 import lightning  # noqa: E402  a missing library is reported first
-import optuna  # noqa: E402
 import torch  # noqa: E402
-from common import Clock, Job, Network, device, f1, focal, loader, pruner, suggested  # noqa: E402
+from common import Clock, Job, Network, device, f1, focal, loader, search, suggested  # noqa: E402
 from optuna_integration import PyTorchLightningPruningCallback  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -23,13 +22,9 @@ def run(job: Job) -> Values:
     """All trials of a job."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     clock = Clock()
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=job["seed"]), pruner=pruner(job)
-    )
-    study.optimize(lambda trial: objective(job, clock, trial), n_trials=job["trials"])
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=study.best_value)
+    best = search(job, lambda trial: objective(job, clock, trial))
+    return clock.values(wall_s=time.monotonic() - spawned(), f1=best)
 
 
 def objective(job: Job, clock: Clock, trial: Any) -> float:

@@ -7,20 +7,16 @@ from typing import Any
 
 import optuna
 import torch
-from common import Clock, Job, Network, autocast, device, f1, loader, one_pass, pruner, suggested
+from common import Clock, Job, Network, autocast, device, f1, loader, one_pass, search, suggested
 from measure import Values, serve, spawned
 from torch.utils.data import DataLoader
 
 
 def run(job: Job) -> Values:
     """All trials of a job."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     clock = Clock()
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=job["seed"]), pruner=pruner(job)
-    )
-    study.optimize(lambda trial: objective(job, clock, trial), n_trials=job["trials"])
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=study.best_value)
+    best = search(job, lambda trial: objective(job, clock, trial))
+    return clock.values(wall_s=time.monotonic() - spawned(), f1=best)
 
 
 def objective(job: Job, clock: Clock, trial: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,11 @@ def lora_targets(network: nn.Module, lora: LoraConfig) -> list[str]:
         and int(name.split(".")[1]) in stages
         and (lora.targets == "ungrouped" or (".fc1" not in name and ".fc2" not in name))
     ]
+
+
+def without_peft(network: Any) -> Any:
+    """Torchvision's network inside PEFT's wrapper, or the network itself where it has none."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def norms(network: nn.Module) -> list[nn.Module]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from xray_opt.adapter.attach import norms
+from xray_opt.adapter.attach import norms, without_peft
 
 
 def frozen_prefix(network: nn.Module) -> int:
@@ -33,7 +31,7 @@ def run_rest(network: nn.Module, length: int, inner: Tensor) -> Tensor:
     return inner.squeeze(1)
 
 
-def _parts(network: Any) -> list[nn.Module]:
+def _parts(network: nn.Module) -> list[nn.Module]:
     """Torchvision's forward as a list: eight stages, pooling and flattening, the head."""
-    plain = network.get_base_model() if hasattr(network, "get_base_model") else network
+    plain = without_peft(network)
     return [*plain.features, nn.Sequential(plain.avgpool, nn.Flatten()), plain.classifier]

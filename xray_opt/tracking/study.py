@@ -47,13 +47,7 @@ class Tracking:
         self._datasets: Sequence[DatasetInput] = ()
 
     @classmethod
-    def open(
-        cls,
-        connection: Connection,
-        experiment: str,
-        tags: Mapping[str, str],
-        parent: bool = True,
-    ) -> Tracking:
+    def open(cls, connection: Connection, experiment: str, tags: Mapping[str, str], parent: bool = True) -> Tracking:
         """Find or create the experiment and, with ``parent``, its study run.
 
         Args:

@@ -7,26 +7,25 @@ uncompiled. With ``lora.dropout`` the layers are PEFT's own, and every rank comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
-from xray_opt.adapter import logits
+from xray_opt.adapter import logits, without_peft
 from xray_opt.errors import ConfigError, one_line
 
 
 class Compiled:
     """Logits of training batches; :meth:`begin` before a step's forward passes, :meth:`end` behind its backwards."""
 
-    def __init__(self, network: Any, precision: torch.dtype, backend: str = "inductor") -> None:
-        self._network: nn.Module = network
-        plain = network.get_base_model() if hasattr(network, "get_base_model") else network
+    def __init__(self, network: nn.Module, precision: torch.dtype, backend: str = "inductor") -> None:
+        self._network = network
         # It brings peft, which only LoRA waits for.
         from xray_opt.adapter.live import LiveWeights
 
         self._live = LiveWeights(network, precision)
-        self._graph: Callable[[Tensor], Tensor] = torch.compile(plain, dynamic=False, backend=backend)
+        self._graph: Callable[[Tensor], Tensor] = torch.compile(without_peft(network), dynamic=False, backend=backend)
         self._films = 0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -34,8 +33,6 @@ class Compiled:
         self._films = self._films or len(images)
         if len(images) != self._films:
             return logits(self._network, images)
-        from torch._dynamo.exc import TorchDynamoException
-
         try:
             return self._graph(images).squeeze(1)
         except (TorchDynamoException, ImportError, OSError) as error:

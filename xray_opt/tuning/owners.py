@@ -84,7 +84,7 @@ def _is_hidden(pid: int) -> bool:
     except PermissionError:
         return not Path(f"/proc/{pid}").exists()
     except OSError:
-        pass
+        return False
     return False
 
 
