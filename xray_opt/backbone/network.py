@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,12 @@ FEATURES = 1280
 
 def empty_network(dropout: float = 0.0, stochastic_depth: float = 0.0) -> EfficientNet:
     """The network on the meta device: shapes without memory or initialisation."""
+    # Copied: torchvision draws weights even on the meta device, which takes most of a trial's start.
+    return deepcopy(_prototype(dropout, stochastic_depth))
+
+
+@lru_cache(maxsize=8)
+def _prototype(dropout: float, stochastic_depth: float) -> EfficientNet:
     with torch.device("meta"):
         network: EfficientNet = efficientnet_v2_s(weights=None, stochastic_depth_prob=stochastic_depth)
         network.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, 1))
