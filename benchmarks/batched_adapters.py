@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from measure import Column, Rounds, Thunk, Values, finish, interleave, parser
 from stacked import DESIGNS, own_weights, stack
-from step import PRECISIONS, make_step, size_and_batch
+from step import PRECISIONS, size_and_batch
 from torch import Tensor, nn
 from twin import lively_base
 
@@ -28,6 +28,7 @@ from xray_opt.backbone import Base
 from xray_opt.config import Config, override
 from xray_opt.loss import FocalLoss
 
+Step = Callable[[], None]
 IN_TURN = "engine, one after another"
 #: Largest relative difference of an adapter's gradients (G9).
 NEAR = 1e-4
@@ -84,7 +85,7 @@ def difference(base: Base, design: str, size: int = 32, films: int = 3) -> float
     for place, (network, some) in enumerate(zip(networks, images.chunk(len(networks)), strict=True)):
         own = logits(network, some)
         own.square().sum().backward()
-        pairs = [(answer.chunk(len(networks))[place], own), *gradients(together, network, place)]
+        pairs = [(answer.detach().chunk(len(networks))[place], own.detach()), *gradients(together, network, place)]
         worst = max(worst, *(float((one - other).norm() / other.norm()) for one, other in pairs))
     return worst
 
@@ -116,16 +117,15 @@ def thunks(base: Base, precision: str, size: int, batch: int, many: int, ranks: 
     settings = [{"image.size": size, "lora.rank": ranks[n % len(ranks)], "training.seed": n} for n in range(many)]
     configs = [override(Config(), chosen) for chosen in settings]
     networks = [attach(base, config).to(memory_format=torch.channels_last) for config in configs]
-    device = torch.device("cpu")
-    steps: dict[str, list[Callable[[], None]]] = {
-        design: [stacked_step(stack(base, configs[0], networks, design), size, batch, PRECISIONS[precision], many)]
-        for design in DESIGNS
+    kind = PRECISIONS[precision]
+    made = {
+        design: [stacked_step(stack(base, configs[0], networks, design), size, batch, kind, many)] for design in DESIGNS
     }
-    alone = [make_step(network, size, batch, PRECISIONS[precision], device, graph=False) for network in networks]
-    return {name: timed(some) for name, some in ({IN_TURN: alone} | steps).items()}
+    alone = [own_step(network, size, batch, kind) for network in networks]
+    return {name: timed(steps) for name, steps in ({IN_TURN: alone} | made).items()}
 
 
-def timed(steps: list[Callable[[], None]]) -> Thunk:
+def timed(steps: list[Step]) -> Thunk:
     """Seconds that all ``steps`` take."""
 
     def thunk() -> Values:
@@ -137,11 +137,35 @@ def timed(steps: list[Callable[[], None]]) -> Thunk:
     return thunk
 
 
-def stacked_step(network: nn.Module, size: int, batch: int, precision: torch.dtype, many: int) -> Callable[[], None]:
-    """One optimizer step of every adapter on films of its own, as ``step.make_step`` does it for one."""
-    set_mode(network, True)
+def own_step(network: nn.Module, size: int, batch: int, precision: torch.dtype) -> Step:
+    """One optimizer step of one network."""
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return make_step(network, weights, lambda: None, 1, size, batch, precision)
+
+
+def stacked_step(network: nn.Module, size: int, batch: int, precision: torch.dtype, many: int) -> Step:
+    """One optimizer step of every adapter, each on films of its own."""
     owned = [part for adapter in range(many) for part in own_weights(network, adapter)]
-    optimizer = torch.optim.AdamW([part.weight for part in owned], lr=1e-4, fused=True)
+
+    def take() -> None:
+        for part in owned:
+            part.take_gradient()
+
+    return make_step(network, [part.weight for part in owned], take, many, size, batch, precision)
+
+
+def make_step(
+    network: nn.Module,
+    weights: list[nn.Parameter],
+    take: Step,
+    many: int,
+    size: int,
+    batch: int,
+    precision: torch.dtype,
+) -> Step:
+    """Forward, backward and AdamW on films that stay the same; ``take`` brings the gradients to the ``weights``."""
+    set_mode(network, True)
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=True)
     loss = FocalLoss(0.25, 2.0)
     images = torch.randn(many * batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     targets = (torch.arange(many * batch) % 2).float()
@@ -151,8 +175,7 @@ def stacked_step(network: nn.Module, size: int, batch: int, precision: torch.dty
             answer = logits(network, images)
         losses = map(loss, answer.float().chunk(many), targets.chunk(many))
         torch.stack(list(losses)).sum().backward()
-        for part in owned:
-            part.take_gradient()
+        take()
         optimizer.step()
         network.zero_grad()
 

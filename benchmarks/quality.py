@@ -5,8 +5,8 @@
 Trained the same way are plain PEFT in fp32 with a loop as one would write it, and the product's Trainer in fp32 and in
 bf16. Films, split, order, augmented pixels, initial adapter and head, optimizer, dropout's draws and BatchNorm's mode
 are the same, so only how the network is computed differs. All validate in fp32. The settings are the first ones of
-``studies/laptop.yaml`` at a constant rate, from RANDOM base weights (see :func:`calm_base`). A run is written as soon as
-it ends; started again with the same ``--out``, the script does what is missing.
+``studies/laptop.yaml`` at a constant rate, from RANDOM base weights (see :func:`calm_base`). A run is written as soon
+as it ends; started again with the same ``--out``, the script does what is missing.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def table(rows: list[Run]) -> list[str]:
     lines = ["", title, f"{'':<17}{'mean':>9}{'SD':>8}   paired difference to plain PEFT [95 %]"]
     for place, row in enumerate(rows):
         low, high = row["interval"]
-        apart = f"{row['difference']:>+11.4f} [{low:+.4f}, {high:+.4f}]" if place else ""
+        apart = f"{row['difference']:>+11.2g} [{low:+.2g}, {high:+.2g}]" if place else ""
         lines.append(f"{row['contender']:<17}{row['mean']:>9.4f}{row['sd']:>8.4f}{apart}")
     return lines
 
@@ -302,7 +302,7 @@ def verdict(norm: str, name: str, plain: list[float], own: list[float]) -> str:
     """Whether the mean AUC is no lower than plain PEFT's less the spread of its seeds."""
     mean, wanted, spread = statistics.fmean(own), statistics.fmean(plain), statistics.stdev(plain)
     held = "quality is held" if mean >= wanted - spread else "QUALITY IS NOT HELD"
-    return f"{held}: {name}, BatchNorm {norm}: AUC {mean:.4f} against {wanted:.4f} − {spread:.4f}"
+    return f"{held}: {name}, norms {norm}: AUC {mean:.4f} against {wanted:.4f} − {spread:.4f}"
 
 
 if __name__ == "__main__":

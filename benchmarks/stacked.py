@@ -123,8 +123,10 @@ class FoldedBmm(Stacked):
         """As :class:`Stacked` says."""
         weights, shift = self.weights(images.dtype), self.constants(images.dtype)[1]
         if self.kernel == (1, 1):
-            output = torch.baddbmm(shift, self.flat(images), weights.transpose(1, 2))
-            return self.image(output, images), [weights]
+            # Not a view: torchvision adds the block's input in place.
+            output = _empty(images, weights.shape[1])
+            torch.baddbmm(shift, self.flat(images), weights.transpose(1, 2), out=self.flat(output))
+            return output, [weights]
         own = zip(images.chunk(self.many), weights, strict=True)
         parts = [functional.conv2d(some, self.as_kernel(weight), shift, *self.place) for some, weight in own]
         return torch.cat(parts), [weights]
@@ -158,15 +160,11 @@ class FoldedGrouped(FoldedBmm):
 
     def beside(self, images: Tensor) -> Tensor:
         """(M·B, C, H, W) as (B, M·C, H, W), a copy."""
-        films, channels, height, width = images.shape
-        parts = images.permute(0, 2, 3, 1).view(self.many, films // self.many, height, width, channels)
-        return parts.permute(1, 2, 3, 0, 4).reshape(-1, height, width, self.many * channels).permute(0, 3, 1, 2)
+        return torch.cat(images.chunk(self.many), dim=1)
 
     def behind(self, images: Tensor) -> Tensor:
         """(B, M·C, H, W) as (M·B, C, H, W), a copy."""
-        films, channels, height, width = images.shape
-        parts = images.permute(0, 2, 3, 1).view(films, height, width, self.many, channels // self.many)
-        return parts.permute(3, 0, 1, 2, 4).reshape(-1, height, width, channels // self.many).permute(0, 3, 1, 2)
+        return torch.cat(images.chunk(self.many, dim=1)).contiguous(memory_format=torch.channels_last)
 
 
 DESIGNS: dict[str, type[Stacked]] = {
@@ -224,6 +222,12 @@ def _to_down(
         if to_images is not None:
             to_images.chunk(layer.many)[place].add_(share)
     return torch.stack(found)
+
+
+def _empty(images: Tensor, channels: int) -> Tensor:
+    """For (M·B, ``channels``, H, W) in the order of channels_last."""
+    size = (len(images), channels, *images.shape[2:])
+    return torch.empty(size, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
 
 
 def _to_images(gradient: Tensor, images: Tensor, kernel: Tensor, place: Any, groups: int = 1) -> Tensor:
