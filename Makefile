@@ -2,8 +2,9 @@
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
 # make test    set-up and the fast tests        make test-slow, make test-real   the rest of what CI runs
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
-# make bench   side by side with other tools    make bench-long, make bench-gpu   see benchmarks/README.md
-.PHONY: setup demo test test-slow test-real check tune ui clean lock bench bench-long bench-gpu
+# make bench   side by side with other tools    make bench-long, bench-gpu, bench-quality   see benchmarks/README.md
+.PHONY: setup demo test test-slow test-real check tune ui clean lock bench bench-long bench-gpu \
+  bench-quality
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -19,6 +20,9 @@ STUDY ?= reference
 # Benchmarks: an environment of their own, as the product does without the peers. Raw samples go beside the docs.
 BENCH := .venv-bench/bin/python
 RESULTS ?= docs/performance
+# Folder of real films, for bench-quality and bench-long; phantoms without it.
+DATA ?=
+FILMS = $(if $(DATA),--data '$(DATA)')
 # What runs `make bench-gpu`: a Python with torch, torchvision, peft, numpy, pillow and scikit-learn is enough.
 GPU_PYTHON ?= $(PYTHON)
 
@@ -66,7 +70,10 @@ bench: .venv-bench/.installed
 
 bench-long: .venv-bench/.installed
 	$(BENCH) benchmarks/study.py --rounds 3 --out $(RESULTS)/study.json
-	$(BENCH) benchmarks/search.py --record $(RESULTS)/search-table.json --out $(RESULTS)/search.json
+	$(BENCH) benchmarks/search.py $(FILMS) --record $(RESULTS)/search-table.json --out $(RESULTS)/search.json
+
+bench-quality: setup
+	$(BIN)/python benchmarks/quality.py $(FILMS) --out $(RESULTS)/quality.json
 
 bench-gpu:
 	$(GPU_PYTHON) benchmarks/step.py --sizes 384/16 384/64 --precision bf16 --graphs --json $(RESULTS)/step-gpu.json

@@ -162,10 +162,17 @@ def finish(args: argparse.Namespace, sections: Mapping[str, Rounds], columns: Ma
     arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     plain = {name: {"samples": rounds.samples, "absent": rounds.absent} for name, rounds in sections.items()}
     document = {"script": Path(sys.argv[0]).name, "arguments": arguments, "machine": machine(), "sections": plain}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.out, document)
     print(f"\nraw samples: {args.out}")
     print(plot(args.out.with_suffix(".png"), sections, columns))
+
+
+def write_whole(file: Path, document: Any) -> None:
+    """``document`` as JSON in ``file``; a kill leaves what stood there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
+from twin import plain_peft
 
-from xray_opt.adapter import attach, logits, lora_targets, set_mode
-from xray_opt.backbone import Base, build_network, random_base, resolve_device
+from xray_opt.adapter import attach, logits, set_mode
+from xray_opt.backbone import Base, random_base, resolve_device
 from xray_opt.config import Config, override
 from xray_opt.loss import FocalLoss
 
@@ -128,23 +127,6 @@ def measure(
         )
         for name, taken in seconds.items()
     ]
-
-
-def plain_peft(base: Base, config: Config) -> nn.Module:
-    """What a script with PEFT would train: the same placement, PEFT's own layers."""
-    network = build_network(base.state, config.model.dropout, config.model.stochastic_depth)
-    lora = LoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=lora_targets(network, config.lora)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = get_peft_model(network, lora)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad = "classifier" in name or ".lora_" in name
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_frozen = config.model.batch_norm == "frozen"
-    return network
 
 
 def make_step(

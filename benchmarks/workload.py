@@ -16,6 +16,7 @@ from xray_opt.backbone import build_network, random_base, save_base
 from xray_opt.cache import Images, Split, open_images
 from xray_opt.config import Config, DataConfig, LoraConfig, Workspace, flatten, override
 from xray_opt.dataset import Manifest, prepare
+from xray_opt.errors import XrayError
 from xray_opt.phantom import make_phantoms
 
 #: Share of the films in each split: a benchmark wants its few films in training.
@@ -30,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser, films: int, size: int, batch:
     parser.add_argument("--batch", type=int, default=batch, help=f"films a step (default: {batch})")
     parser.add_argument("--batch-norm", choices=("train", "frozen"), default="train", help="the same for all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
+
+
+def films_of(data: Path | None, folder: Path, films: int) -> Manifest:
+    """Real films: those at ``data``, in the product's own split by patient; none: phantoms in ``folder``."""
+    if data is None:
+        return make_films(folder / "films", films)
+    try:
+        return prepare(DataConfig(root=str(data)))
+    except XrayError as error:
+        raise SystemExit(f"--data {data}: {error}") from error
 
 
 def make_films(root: Path, films: int) -> Manifest:

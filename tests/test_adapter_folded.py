@@ -8,9 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
-from plain_peft import lively_base, plain_peft
 from small_sets import kaggle_set
 from torch import nn
+from twin import lively_base, plain_peft
 
 from xray_opt.adapter import attach, logits, make_bundle, restore, save_bundle, set_mode, trainable_state
 from xray_opt.adapter.folded import FoldedNorm, FrozenConv

@@ -209,14 +209,157 @@ def test_a_whole_study_against_the_plain_script(tmp_path):
 
 
 @pytest.mark.slow
-def test_searches_are_replayed_on_a_recorded_table(tmp_path):
-    table = tmp_path / "table.json"
-    output, sections = toy("search.py", tmp_path, "--record", str(table))
-    recorded = table.read_text()
-    assert len(json.loads(recorded)["table"]) == 4
-    assert all(len(samples) == 3 for samples in sections["search"]["samples"].values())
+def test_searches_are_replayed_on_a_recorded_table_that_goes_on_where_it_was_killed(tmp_path):
+    file = tmp_path / "table.json"
+    output, sections = toy("search.py", tmp_path, "--record", str(file))
+    recorded = file.read_text()
+    table = json.loads(recorded)
+    assert len(table["table"]) == 4
+    samples = sections["search"]["samples"]
+    assert all(len(values) == 3 for values in samples.values())
+    assert all(value["found"] for value in samples["random, never twice"])
     assert "bootstrap" in output
-    again, _ = toy("search.py", tmp_path, "--record", str(table))
-    assert table.read_text() == recorded
-    rows = [row for row in output.splitlines() if "found by" in row]
-    assert rows == [row for row in again.splitlines() if "found by" in row]
+    file.write_text(json.dumps(table | {"table": table["table"][:2]}))
+    again, _ = toy("search.py", tmp_path, "--record", str(file))
+    assert json.loads(file.read_text())["table"] == table["table"]
+    times = [row for row in output.splitlines() if "times fewer [" in row]
+    assert len(times) == 2 * 4
+    assert times == [row for row in again.splitlines() if "times fewer [" in row]
+    table["settings"]["image.size"] = 48
+    file.write_text(json.dumps(table | {"table": table["table"][:2]}))
+    command = [sys.executable, str(BENCHMARKS / "search.py"), "--toy", "--record", str(file)]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert refused.stderr.splitlines()[-1].startswith(f"{file} was begun with another image.size")
+
+
+def test_a_search_pays_for_every_epoch_until_it_is_near(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    search = importlib.import_module("search")
+    curves = [[0.5, 0.5, 0.5]] * 5 + [[0.5, 0.5, 0.79]] + [[0.5, 0.8, 0.7]]
+    table = [{"places": {"lora.rank": place}, "f1": curve} for place, curve in enumerate(curves)]
+    for seed in range(5):
+        order = search.np.random.default_rng(seed).permutation(7).tolist()
+        found = search.search(table, "shuffled", "none", seed)
+        near, rough = order.index(6), min(order.index(6), order.index(5))
+        assert found == {
+            "epochs": 3 * near + 2,
+            "epochs_rough": 3 * rough + (2 if order[rough] == 6 else 3),
+            "trials": near + 1,
+            "found": 1,
+        }
+    # Below the others from the first epoch on, so it is pruned as soon as the pruner's warm-up is over.
+    study = search.optuna.create_study(direction="maximize", pruner=search.pruner_for(search.PrunerConfig(), 6))
+    for curve in [[0.5] * 6] * 4:
+        study.tell(trial := study.ask(), max(search.run(trial, curve)))
+    assert search.run(study.ask(), [0.1] * 6) == [0.1] * 3
+
+
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory):
+    """Folder, output and record of ``quality.py`` at toy size."""
+    folder = tmp_path_factory.mktemp("quality")
+    done = run_quality(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout, json.loads((folder / "quality.json").read_text())
+
+
+def run_quality(folder):
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--toy", "--out", "quality.json"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_engine_and_plain_peft_are_trained_alike_and_compared_by_seed(quality):
+    _, output, record = quality
+    runs = {(run["batch_norm"], run["seed"], run["contender"]): run["epochs"] for run in record["runs"]}
+    assert len(runs) == 2 * 2 * 3
+    for norm in ("frozen", "train"):
+        for seed in (0, 1):
+            plain, ours = (runs[norm, seed, name][0] for name in ("plain PEFT fp32", "engine fp32"))
+            # The same films in the same order, the same pixels, the same dropout: rounding alone tells them apart.
+            assert ours["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+        assert len({runs[norm, seed, "plain PEFT fp32"][0]["train_loss"] for seed in (0, 1)}) == 2
+    assert runs["frozen", 0, "engine bf16"] != runs["frozen", 0, "engine fp32"]
+    assert runs["frozen", 0, "engine fp32"] != runs["train", 0, "engine fp32"]
+    assert all(len(row) <= 80 for row in output.splitlines())
+    assert len([row for row in output.splitlines() if row.lower().startswith("quality is")]) == 4
+    row = next(row for row in record["summary"] if row["contender"] == "engine bf16")
+    pairs = [runs["frozen", seed, "engine bf16"] for seed in (0, 1)]
+    assert (row["batch_norm"], row["metric"]) == ("frozen", "auc")
+    best = [max(epochs, key=lambda epoch: (epoch["f1"], -epoch["val_loss"]))["auc"] for epochs in pairs]
+    assert row["mean"] == pytest.approx(sum(best) / 2)
+
+
+@pytest.mark.slow
+def test_quality_goes_on_where_it_was_killed_and_mixes_no_settings(quality):
+    folder, output, record = quality
+    file = folder / "quality.json"
+    file.write_text(json.dumps(record | {"runs": record["runs"][:7]}))
+    assert run_quality(folder).stdout == output
+    runs = json.loads(file.read_text())["runs"]
+    assert [run["epochs"] for run in runs] == [run["epochs"] for run in record["runs"]]
+    file.write_text(json.dumps(record | {"settings": record["settings"] | {"optimizer.learning_rate": 1.0}}))
+    refused = run_quality(folder)
+    assert refused.returncode != 0
+    assert "holds runs with another optimizer.learning_rate" in refused.stderr.splitlines()[-1]
+
+
+def test_the_interval_of_paired_differences_is_students(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    found = importlib.import_module("quality")
+    pairs = found.differences([0.1, 0.2, 0.4], [0.2, 0.4, 0.7])
+    assert found.interval(pairs) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
+    assert found.verdict("train", "engine", [0.8, 0.9], [0.75, 0.85]).startswith("quality is held")
+    assert found.verdict("train", "engine", [0.8, 0.9], [0.75, 0.8]).startswith("QUALITY IS NOT HELD")
+
+
+@pytest.mark.slow
+def test_stacked_adapters_compute_what_separate_ones_do_and_take_turns_with_them(tmp_path):
+    output, sections = toy("batched_adapters.py", tmp_path)
+    assert output.count("of separate training's") == 3
+    (samples,) = (section["samples"] for section in sections.values())
+    assert set(samples) == {"engine, one after another", "low-rank", "folded, bmm", "folded, grouped"}
+
+
+@pytest.mark.parametrize("design", ["low-rank", "folded, bmm", "folded, grouped"])
+def test_a_stacked_step_moves_every_adapter_as_its_own_step_does(monkeypatch, design):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    study, stacked = importlib.import_module("batched_adapters"), importlib.import_module("stacked")
+    base, plain = study.lively_base(), {"image.size": 32, "model.dropout": 0.0, "model.stochastic_depth": 0.0}
+    configs = [study.override(study.Config(), plain | {"lora.rank": rank, "training.seed": rank}) for rank in (2, 5)]
+    networks = [study.moved(attach(base, config), 3) for config in configs]
+    together = stacked.stack(base, configs[0], networks, design)
+    for _ in range(2):
+        torch.manual_seed(7)
+        study.stacked_step(together, 32, 3, torch.float32, 2)()
+    for adapter, network in enumerate(networks):
+        before = [weight.detach().clone() for weight in network.parameters() if weight.requires_grad]
+        for _ in range(2):
+            torch.manual_seed(7)
+            images = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+            own_step(study, network, images[3 * adapter :][:3], (torch.arange(6)[3 * adapter :][:3] % 2).float())
+        after = [weight.detach() for weight in network.parameters() if weight.requires_grad]
+        assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        own = [part.weight.detach() for part in stacked.own_weights(together, adapter)]
+        moved = sum(float((one - other).abs().sum()) for one, other in zip(before, after, strict=True))
+        wanted = [as_stacked(weight) for weight in after]
+        apart = sum(float((one - other.view_as(one)).abs().sum()) for one, other in zip(own, wanted, strict=True))
+        assert apart < 0.01 * moved
+
+
+def as_stacked(weight):
+    """A (r, I, h, w), B (O, r, 1, 1) or a head in the order that ``stacked.py`` holds it in."""
+    if weight.ndim < 4:
+        return weight
+    is_up = weight.shape[2:] == (1, 1) and weight.shape[1] <= 5
+    return weight.flatten(1).T if is_up else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def own_step(study, network, images, targets):
+    """One AdamW step as ``step.make_step`` does it, on these films."""
+    set_mode(network, True)
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    study.FocalLoss(0.25, 2.0)(study.logits(network, images), targets).backward()
+    torch.optim.AdamW(weights, lr=1e-4).step()
+    network.zero_grad()

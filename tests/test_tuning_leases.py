@@ -212,9 +212,14 @@ def test_signs_of_life_are_given_while_a_trial_runs_and_survive_a_fault_of_the_s
 
 
 def test_the_thread_ends_with_its_trial(workspace):
-    opened(workspace).tune(half, 1)
-    with beating(RDBStorage(storage_url(workspace)), 1, 0.01):  # over already
-        wait_until(lambda: all(thread.name != "xray-opt-lease" for thread in threading.enumerate()))
+    opened(workspace)
+    trial, before = elsewhere(workspace), set(threading.enumerate())
+    with beating(RDBStorage(storage_url(workspace)), trial._trial_id, 0.01):
+        wait_until(lambda: loaded(workspace).trials[0].user_attrs.get(BEAT, 0) > 1)
+        (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "xray-opt-lease")
+        loaded(workspace).tell(trial, 0.5)
+        thread.join(300)  # the block is not left yet: only the storage can have told it
+        assert not thread.is_alive()
 
 
 def test_a_trial_that_was_taken_from_a_living_worker_is_discarded_by_it(workspace):

@@ -97,7 +97,7 @@ def test_conditional_parameters_are_asked_for_only_where_they_apply(workspace):
         assert ("lora.rank" in trial.params) == (trial.params["model.strategy"] == "lora")
 
 
-def test_poor_trials_are_pruned_but_never_in_the_warm_up_nor_at_the_last_epoch(workspace):
+def test_poor_trials_are_pruned_but_never_in_the_warm_up(workspace):
     qualities = iter([0.9, 0.9, 0.9, 0.1, 0.1])
 
     def objective(trial):
@@ -111,12 +111,18 @@ def test_poor_trials_are_pruned_but_never_in_the_warm_up_nor_at_the_last_epoch(w
     pruned = [t for t in read_study("fast", workspace).trials if t.state == "PRUNED"]
     assert all(list(trial.intermediate) == [1, 2] for trial in pruned)
 
-    def weak_at_the_end(trial):
-        for epoch in range(1, 5):
-            trial.report(epoch, 0.95 if epoch < 4 else 0.0)
-        return Outcome(0.5)
 
-    assert opened(workspace).tune(weak_at_the_end, 6).complete == 4
+def test_no_trial_is_pruned_at_its_last_epoch(workspace):
+    # The others rise at the end, so only there the last one lies below their median.
+    curves = iter([[0.1, 0.1, 0.1, 0.9]] * 3 + [[0.5] * 4])
+
+    def objective(trial):
+        for epoch, value in enumerate(curve := next(curves), start=1):
+            trial.report(epoch, value)
+        return Outcome(max(curve))
+
+    tally = opened(workspace).tune(objective, 4)
+    assert (tally.complete, tally.pruned) == (4, 0)
 
 
 def test_failures_come_on_top_and_keep_their_reason(workspace):

@@ -1,6 +1,12 @@
-"""The oracle of the folded adapter: what a script with PEFT would train, and a base whose signals stay alive."""
+"""The twin of our network: what a script with PEFT would train, from the same start; and a base to compare them on.
+
+The oracle of the tests of the folded adapter, and the plain side of ``step.py`` and ``quality.py``.
+"""
+
+from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,9 +15,10 @@ from torch import nn
 from xray_opt.adapter import lora_targets
 from xray_opt.backbone import Base, build_network, random_base
 from xray_opt.backbone.base import digest
+from xray_opt.config import Config
 
 
-def plain_peft(base, config):
+def plain_peft(base: Base, config: Config) -> nn.Module:
     """PEFT's own layers and torchvision's own norms, in evaluation mode; the same start as ``attach`` gives."""
     network = build_network(base.state, config.model.dropout, config.model.stochastic_depth)
     lora = LoraConfig(
@@ -33,7 +40,7 @@ def plain_peft(base, config):
     return network.eval()
 
 
-def lively_base(seed=0):
+def lively_base(seed: int = 0) -> Base:
     """Random weights with norms as a trained network has them: affine of all sizes, statistics of what flows through.
 
     With the norms of a fresh network all images give the same logit, and nothing would be compared.
@@ -51,6 +58,11 @@ def lively_base(seed=0):
             module.momentum = None
     with torch.no_grad():
         network(torch.randn(16, 3, 64, 64, generator=generator))
-    measured = network.state_dict()
-    state = {name: measured[name].clone() for name in state}
-    return Base(state, digest(state), "lively")
+    return base_of(network, state, "lively")
+
+
+def base_of(network: nn.Module, names: Iterable[str], origin: str) -> Base:
+    """The features of ``network`` as base weights."""
+    found = network.state_dict()
+    state = {name: found[name].clone() for name in names}
+    return Base(state, digest(state), origin)
