@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from xray_opt.config import redacted
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     ENDING,
@@ -46,7 +47,7 @@ class Ending:
 
 def failed(reason: str, message: str) -> Ending:
     """The ending of a failed trial."""
-    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(message.split())[:500]})
+    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(redacted(message).split())[:500]})
 
 
 def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool:
