@@ -81,8 +81,8 @@ def _as_json(value: Any) -> str:
 def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callable[[FrozenTrial], bool]) -> None:
     """End RUNNING trials of dead workers; call under the study's lock.
 
-    ``lost`` is told of each ``worker-lost`` one before its state changes: if this process dies too, the next one tells
-    it again.
+    ``lost`` is told of each ``worker-lost`` one before its state changes, so that a storage that fails right after, and
+    is asked again, has none untold.
     """
     for trial in running(study):
         if not dead(trial):

@@ -81,8 +81,8 @@ class OpenStudy:
 
         Args:
             timeout: seconds after which no new trial starts.
-            lost: told of each trial of a dead worker before it is ended as FAIL, and of each interrupted one before
-                it is queued again; may be told of one twice.
+            lost: told once of each trial of a dead worker after it was ended as FAIL, and of each interrupted one
+                after it was queued again, outside of the study's lock; a worker that is killed in between tells nobody.
             ended: told of each trial that this call ran, with its checkpoint's path.
             say: one line on what is unusual.
             lease: how often a running trial gives a sign of life, and how long one without is waited for.
