@@ -80,7 +80,7 @@ def test_the_environment_fills_in_before_the_file(workspace, monkeypatch):
 )
 def test_a_bad_line_is_named_by_its_number_and_not_shown(workspace, text, line):
     write(workspace, text)
-    with pytest.raises(ConfigError, match=f"line {line} ") as caught:
+    with pytest.raises(ConfigError, match=rf"line {line}\b") as caught:
         load_environment(workspace)
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from xray_opt.config import StudyConfig, Workspace, find_study, load_environment, load_study
-from xray_opt.doctor.findings import ERROR, OK, WARNING, Finding, run_checks
+from xray_opt.doctor.findings import ERROR, OK, WARNING, Check, Finding, run_checks
 from xray_opt.doctor.machine import check_disk, check_docker, check_gpu, check_packages, check_ports, check_python
 from xray_opt.doctor.stores import check_films, check_storage, check_tracking, check_weights
 from xray_opt.errors import ConfigError, XrayError, one_line
@@ -36,7 +36,7 @@ def diagnose(workspace: Workspace, study: str | None = None, patience: float | N
     for name in HEAVY:
         with suppress(Exception):  # the check that needs it says what is wrong
             importlib.import_module(name)
-    checks = {
+    checks: dict[str, Check] = {
         "python": check_python,
         "packages": check_packages,
         "gpu": check_gpu,

@@ -137,17 +137,19 @@ def _copy_models(runs: Sequence[Run], copies: Mapping[str, Run], route: Route, c
     known = copies_of_models(route.target, {copy.info.experiment_id for copy in copies.values()})
     made = {}
     for model in models:
-        place = copies[model.source_run_id].info.experiment_id
+        place = copies[str(model.source_run_id)].info.experiment_id
         made[model.model_id] = copy_model(route, model, known.get(model.model_id), ids, place)
     count(counts, "LoggedModels", len(models), len(made))
+    # A version names the files of its LoggedModel, not the model itself.
+    by_place = {model.artifact_location: made[model.model_id] for model in models}
     versions = registry.versions_of_runs(route.source, ids)
     there = registry.copies_of_versions(route.target, versions)
     for version in versions:
-        if version.model_id not in made:
+        if version.source not in by_place:
             say(f"version {version.version} of {version.name} has no LoggedModel and is left out")
             continue
         known_copy, tags = there.get(registry.key_of(version)), route.tags(version.tags)
-        model_id, run_id = made[version.model_id], ids[version.run_id]
+        model_id, run_id = by_place[version.source], ids[str(version.run_id)]
         registry.copy_version(route.source, route.target, version, known_copy, model_id, run_id, tags, say)
 
 

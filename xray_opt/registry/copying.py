@@ -31,12 +31,8 @@ def copies_of_versions(connection: Connection, versions: list[ModelVersion]) -> 
         for other in _versions(connection, name):
             by_origin[other.tags.get(ORIGIN)] = other
             by_key[key_of(other)] = other
-    found = {}
-    for version in versions:
-        other = by_origin.get(key_of(version)) or by_key.get(version.tags.get(ORIGIN, ""))
-        if other is not None:
-            found[key_of(version)] = other
-    return found
+    pairs = ((key_of(v), by_origin.get(key_of(v)) or by_key.get(v.tags.get(ORIGIN, ""))) for v in versions)
+    return {key: other for key, other in pairs if other is not None}
 
 
 def key_of(version: ModelVersion) -> str:

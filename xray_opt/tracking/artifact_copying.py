@@ -34,7 +34,7 @@ def copy_artifacts(
         change(folder)
         sent = _digests(folder)
         if sent:
-            _files(target, copy).log_artifacts(str(folder))
+            _files(target, copy).log_artifacts(str(folder))  # type: ignore[no-untyped-call]
             _fetch(target, copy, back)
             if _digests(back) != sent:
                 raise TrackingError(
@@ -58,7 +58,7 @@ def _files(connection: Connection, owner: str) -> ArtifactRepository:
     client = connection.client
     model = owner.startswith("m-")
     place = client.get_logged_model(owner).artifact_location if model else client.get_run(owner).info.artifact_uri
-    return get_artifact_repository(place, tracking_uri=connection.uri)  # type: ignore[no-untyped-call, no-any-return]
+    return get_artifact_repository(place, tracking_uri=connection.uri)
 
 
 def _fetch(connection: Connection, owner: str, folder: Path) -> None:
@@ -66,7 +66,7 @@ def _fetch(connection: Connection, owner: str, folder: Path) -> None:
     folder.mkdir()
     files = _files(connection, owner)
     if files.list_artifacts():
-        files.download_artifacts("", str(folder))
+        files.download_artifacts("", str(folder))  # type: ignore[no-untyped-call]
 
 
 def _digests(folder: Path) -> dict[str, str]:

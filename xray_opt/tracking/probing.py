@@ -74,8 +74,8 @@ def round_trip(connection: Connection) -> float:
             read = Path(client.download_artifacts(run.info.run_id, name, folder)).read_text(encoding="utf-8")
         if read != text:
             raise TrackingError(f"an artifact read from {connection.shown} is not what was written: check its store")
-        place = get_artifact_repository(run.info.artifact_uri, tracking_uri=connection.uri)  # type: ignore[no-untyped-call]
-        place.delete_artifacts(name)
+        place = get_artifact_repository(run.info.artifact_uri, tracking_uri=connection.uri)
+        place.delete_artifacts(name)  # type: ignore[no-untyped-call]
         if not runs:
             client.set_terminated(run.info.run_id)
     return time.monotonic() - began

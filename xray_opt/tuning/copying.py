@@ -182,7 +182,7 @@ def _facts(trial: FrozenTrial) -> str:
     own = {key: value for key, value in trial.user_attrs.items() if key not in (RUN, PAGE)}
     tables = (trial.params, trial.distributions, trial.intermediate_values, own, trial.system_attrs)
     times = (trial.datetime_start, trial.datetime_complete)
-    return repr((trial.number, trial.state, trial.values, times, [sorted(table.items()) for table in tables]))  # type: ignore[call-overload]
+    return repr((trial.number, trial.state, trial.values, times, [sorted(table.items()) for table in tables]))
 
 
 def _rewritten(trial: FrozenTrial, runs: Mapping[str, str], pages: Mapping[str, str]) -> FrozenTrial:
