@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from front import certificates, front, silent
+from mlflow_stores import tracking_server
 from postgres_server import postgres
 
 from xray_opt.config import TrackingConfig, Workspace, load_environment
@@ -136,6 +137,14 @@ def test_an_unknown_study_is_a_finding(fresh):
     assert [finding.status for finding in of(found, "study")] == [ERROR]
 
 
+def test_a_study_that_was_never_tuned_makes_nothing(place, monkeypatch):
+    monkeypatch.setattr("xray_opt.doctor.diagnosing.PATIENCE", 300)
+    before = sorted(place.workspace.root.rglob("*"))
+    rows = place.json("doctor", "--study", "tiny")
+    assert {row["status"] for row in rows if row["what"] in ("tracking", "storage", "films")} == {"ok"}
+    assert sorted(place.workspace.root.rglob("*")) == before
+
+
 def test_full_disks_and_foreign_programs_are_named(tmp_path, monkeypatch):
     import shutil
 
@@ -228,3 +237,28 @@ def test_a_server_behind_tls_needs_its_ca_and_then_works(fresh, server, tmp_path
     tell(workspace, MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_SERVER_CERT_PATH=Path("not-there.pem"))
     (away,) = of(diagnose(workspace, patience=300), "tracking")
     assert away.status == ERROR
+
+
+@pytest.mark.slow
+def test_a_server_that_asks_for_a_login(fresh, tmp_path):
+    pytest.importorskip("flask_wtf", reason="MLflow's login needs Flask-WTF")
+    workspace = Workspace(fresh / "new")
+    workspace.root.mkdir()
+    with tracking_server(tmp_path, "a-Long-pa55word") as uri:
+        for login in ({}, {"USERNAME": "admin", "PASSWORD": "s3cret-wrong"}):
+            variables = {f"MLFLOW_TRACKING_{name}": value for name, value in login.items()}
+            tell(workspace, MLFLOW_TRACKING_URI=uri, **variables)
+            (refused,) = of(diagnose(workspace, patience=300), "tracking")
+            assert refused.status == ERROR
+            assert "refuses access (401): set MLFLOW_TRACKING_USERNAME" in refused.text
+            assert "s3cret" not in str(refused)
+        tell(
+            workspace,
+            MLFLOW_TRACKING_URI=uri,
+            MLFLOW_TRACKING_USERNAME="admin",
+            MLFLOW_TRACKING_PASSWORD="a-Long-pa55word",
+        )
+        found = diagnose(workspace, patience=300)
+    assert [finding.status for finding in of(found, "tracking") + of(found, "artifacts")] == [OK, OK]
+    assert "login accepted" in of(found, "tracking")[0].text
+    assert "unknown" not in of(found, "tracking")[0].text

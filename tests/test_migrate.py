@@ -131,7 +131,7 @@ def test_to_another_workspace_and_once_more(home, tmp_path):
     assert snapshot(client) == before == snapshot(connection(home.workspace).client)
     assert trials(other) == trials(home.workspace)
     assert len(client.search_model_versions("name='xray-pneumonia'")) == 1
-    assert client.get_model_version_by_alias("xray-pneumonia", "champion").version == "1"
+    assert int(client.get_model_version_by_alias("xray-pneumonia", "champion").version) == 1
     experiment = client.get_experiment_by_name("tiny").experiment_id
     models = client.search_logged_models([experiment])
     assert sorted(model.name for model in models) == ["trial-000", "trial-001", "trial-002", "xray-pneumonia"]
@@ -184,6 +184,7 @@ def test_wherever_it_is_killed_the_next_call_goes_on(home, tmp_path, monkeypatch
     assert len(models) == 4
 
     unfinished = Place(Workspace(half), home.films)
+    shutil.copytree(home.films, half / "films")
     shutil.copytree(home.workspace.data, half / "data", dirs_exist_ok=True)
     shutil.copy(home.workspace.studies / "tiny.yaml", half / "studies")
     done = unfinished.run("tune", "--study", "tiny")
@@ -249,8 +250,8 @@ def test_what_is_missing_makes_the_exit_code_1(home, tmp_path):
     client.delete_run(run)
     done = home.run("migrate", "--to", str(other.root))
     assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("runs")]
-    assert line.split() == ["runs", "4", "3", "NO"]
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["runs"]]
+    assert row == ["runs", "4", "3", "NO"]
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from xray_opt.config import DataConfig, ModelConfig, StudyConfig, TrackingConfig, Workspace
 from xray_opt.doctor.findings import ERROR, OK, WARNING, Finding
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, StudyError
 from xray_opt.places import Place
 from xray_opt.tuning import probe_storage, storage_url
 
@@ -59,14 +60,15 @@ def check_tracking(place: Place, workspace: Workspace) -> Iterator[Finding]:
     from xray_opt.mlflow_client import connect
     from xray_opt.tracking import probe_server, round_trip
 
-    tracking = place.tracking(workspace)
+    tracking = _tracking(place, workspace)
     if _is_embedded(tracking, workspace) and not (workspace.mlruns / "mlflow.db").exists():
         yield Finding(OK, "tracking", f"embedded in {workspace.mlruns}, made by the first run")
         return
     connection = connect(tracking, workspace)
     if not connection.uri.startswith(("http://", "https://")):
         yield Finding(OK, "tracking", connection.shown)
-        yield _writable(workspace.mlruns)
+        if connection.artifact_root is not None:
+            yield _writable(connection.artifact_root)
         return
     facts = probe_server(connection)
     text = f"{connection.shown}, MLflow {facts.version}, login accepted, {facts.seconds * 1000:.0f} ms"
@@ -90,6 +92,15 @@ def check_storage(place: Place, workspace: Workspace) -> Iterator[Finding]:
     yield Finding(OK, "storage", f"{facts.shown}, {facts.version}, {tables}, {facts.seconds * 1000:.0f} ms")
     if facts.skew is not None:
         yield _clock("storage", facts.skew)
+
+
+def _tracking(place: Place, workspace: Workspace) -> TrackingConfig:
+    """The MLflow store that a study noted; the default where there is no such study yet, which makes no storage."""
+    if place.study is not None and not probe_storage(storage_url(workspace, place.storage)).made:
+        return TrackingConfig(uri=place.uri)
+    with suppress(StudyError):
+        return place.tracking(workspace)
+    return TrackingConfig(uri=place.uri)
 
 
 def _is_embedded(tracking: TrackingConfig, workspace: Workspace) -> bool:
