@@ -42,11 +42,10 @@ def count(counts: Counts, kind: str, source: int, found: int) -> None:
 
 
 def count_runs(counts: Counts, route: Route, runs: Sequence[Run], copies: Mapping[str, Run]) -> None:
-    """Runs in the same state, and their params, metric points, data sets and artifacts."""
+    """Runs, and their params, metric points, data sets and artifacts."""
     for run in runs:
         copy = copies.get(run.info.run_id)
-        same = copy is not None and (copy.info.status, copy.info.start_time) == (run.info.status, run.info.start_time)
-        count(counts, "runs", 1, int(same))
+        count(counts, "runs", 1, int(copy is not None and _stands(copy) == _stands(run)))
         own = dict(_things(route.source, run, route.params(run.data.params)))
         there = dict(_things(route.target, copy, copy.data.params)) if copy is not None else {}
         for kind, things in own.items():
@@ -57,6 +56,12 @@ def count_versions(counts: Counts, route: Route, runs: Iterable[str]) -> None:
     """Registered versions."""
     versions = registry.versions_of_runs(route.source, dict.fromkeys(runs, ""))
     count(counts, "registered versions", len(versions), len(registry.copies_of_versions(route.target, versions)))
+
+
+def _stands(run: Run) -> tuple[int, str]:
+    """Start and state; a study's own run is RUNNING whenever somebody tunes it."""
+    own = run.data.tags.get("xray_opt.role") == "study"
+    return run.info.start_time, "" if own else run.info.status
 
 
 def _things(connection: Connection, run: Run, params: Mapping[str, str]) -> Iterator[tuple[str, set[Any]]]:
