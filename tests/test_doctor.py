@@ -262,3 +262,12 @@ def test_a_server_that_asks_for_a_login(fresh, tmp_path):
     assert [finding.status for finding in of(found, "tracking") + of(found, "artifacts")] == [OK, OK]
     assert "login accepted" in of(found, "tracking")[0].text
     assert "unknown" not in of(found, "tracking")[0].text
+
+
+def test_a_damaged_manifest_is_noticed(place):
+    from xray_opt.doctor.stores import check_films
+
+    assert [finding.status for finding in check_films(None, place.workspace)] == [OK]
+    for path in place.workspace.manifests.glob("*.csv"):
+        path.write_text(path.read_text().replace("PNEUMONIA", "NORMAL", 1))
+    assert [finding.status for finding in check_films(None, place.workspace)] == [WARNING]

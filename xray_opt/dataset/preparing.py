@@ -53,7 +53,9 @@ def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None
 
 
 def kept_manifest(config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
-    """The saved manifest of these settings, if there is one, and whether its source is untouched; opens no film.
+    """The saved manifest of these settings, and whether it and its source are untouched; opens no film.
+
+    None and true where these settings were not prepared yet, none and false where the file is damaged.
 
     Raises:
         DataError: no root is set and nothing was prepared, or the source is gone.
@@ -64,7 +66,9 @@ def kept_manifest(config: DataConfig, workspace: Workspace) -> tuple[Manifest | 
 
 def _kept(listing: Listing, config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
     path = workspace.manifests / manifest_name(str(listing.source), settings_of(config))
-    saved = _saved(path) if path.is_file() else None
+    if not path.is_file():
+        return None, True
+    saved = _saved(path)
     return saved, saved is not None and saved.fingerprint == listing.fingerprint()
 
 

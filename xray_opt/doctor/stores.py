@@ -27,8 +27,10 @@ def check_films(study: StudyConfig | None, workspace: Workspace) -> Iterator[Fin
     except DataError as error:
         yield Finding(WARNING, "films", str(error), again)
         return
-    if manifest is None:
-        yield Finding(WARNING, "films", "not prepared with these settings, or the manifest was changed", again)
+    if manifest is None and untouched:
+        yield Finding(OK, "films", "found, not yet split with these settings: the next tune does it")
+    elif manifest is None:
+        yield Finding(WARNING, "films", "the manifest was changed or damaged", again)
     elif not untouched:
         text = f"{manifest.root} was changed since it was prepared: another set of films makes another study"
         yield Finding(WARNING, "films", text, f"bring the old films back, or {again}")
