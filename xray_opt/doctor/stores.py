@@ -15,6 +15,8 @@ from xray_opt.tuning import probe_storage, storage_url
 
 #: Seconds that clocks may differ: run times and dashboards look odd beyond, signatures of S3 are refused at 15 min.
 SKEW, MOST_SKEW = 5.0, 300.0
+#: Variables that hold a login of MLflow.
+LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN")
 
 
 def check_films(study: StudyConfig | None, workspace: Workspace) -> Iterator[Finding]:
@@ -73,7 +75,8 @@ def check_tracking(place: Place, workspace: Workspace) -> Iterator[Finding]:
             yield _writable(connection.artifact_root)
         return
     facts = probe_server(connection)
-    text = f"{connection.shown}, MLflow {facts.version}, login accepted, {facts.seconds * 1000:.0f} ms"
+    login = "login accepted" if any(os.environ.get(name) for name in LOGIN) else "no login asked"
+    text = f"{connection.shown}, MLflow {facts.version}, {login}, {facts.seconds * 1000:.0f} ms"
     if facts.version.split(".")[:2] != facts.client.split(".")[:2]:
         text, fix = f"{text}; the client here is {facts.client}", "bring both to one version"
         yield Finding(WARNING, "tracking", text, fix)
