@@ -15,7 +15,7 @@ from xray_opt.errors import ConfigError, XrayError, one_line
 from xray_opt.places import Place, find_place
 
 #: Seconds that all checks, side by side, may take.
-PATIENCE = 20.0
+PATIENCE = 15.0
 #: What some checks import: seconds of work that no deadline should count.
 HEAVY = ("xray_opt.tracking", "xray_opt.backbone")
 
@@ -25,7 +25,7 @@ def diagnose(workspace: Workspace, study: str | None = None, patience: float | N
 
     Args:
         study: name or file of a study whose films, weights and stores are meant; none means the defaults.
-        patience: seconds after which a check that has not answered is an error; none means 20.
+        patience: seconds after which a check that has not answered is an error; none means 15.
     """
     first = list(_environment(workspace))
     try:

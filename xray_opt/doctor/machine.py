@@ -25,8 +25,8 @@ from xray_opt.doctor.findings import ERROR, OK, WARNING, Finding
 
 #: Bytes that a study may need: checkpoints, adapters and runs; scratch copies of a model.
 STUDY, SCRATCH = 2 << 30, 1 << 29
-#: Seconds for Docker's answer.
-PATIENCE = 8
+#: Seconds for each of Docker's two answers.
+PATIENCE = 5
 #: Ports that ``xray-opt ui`` uses, and a path at which the program there answers without login.
 PORTS = {"MLflow": (5000, "/health", "--mlflow-port"), "optuna-dashboard": (8080, "/api/meta", "--dashboard-port")}
 
