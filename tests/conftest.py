@@ -70,6 +70,7 @@ class Place:
             code = int(end.code or 0)
         finally:
             apply_environment(kept)  # what an import added meanwhile stays: it is imported once
+            forget_env_file(kept)
             os.chdir(before[0])
             sys.argv, sys.stdin = before[1:3]
             signal.signal(signal.SIGTERM, before[3])
@@ -102,6 +103,13 @@ class Place:
         done = self.run(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+
+def forget_env_file(kept: dict[str, str | None]) -> None:
+    """Take away what the command took from its workspace's ``.env``: the next test has another workspace."""
+    for key in set(os.environ) - set(kept):
+        if key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_")):
+            del os.environ[key]
 
 
 def apply_environment(values: dict[str, str | None]) -> None:

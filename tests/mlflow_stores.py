@@ -35,6 +35,14 @@ QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETR
 CONNECT = "import sys; from pathlib import Path; from xray_opt.config import TrackingConfig, Workspace; \
 from xray_opt.mlflow_client import connect; connect(TrackingConfig(), Workspace(Path(sys.argv[1])))"
 
+AUTH = """[mlflow]
+default_permission = NO_PERMISSIONS
+database_uri = sqlite:///{folder}/auth.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+grant_default_workspace_access = false
+"""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -104,15 +112,23 @@ def _wait(server: subprocess.Popen[bytes], url: str, output: io.BufferedRandom) 
 
 
 @contextmanager
-def tracking_server(folder: Path) -> Iterator[str]:
-    """URI of a real ``mlflow server`` on SQLite that serves artifacts, as a team's server does."""
+def tracking_server(folder: Path, password: str | None = None) -> Iterator[str]:
+    """URI of a real ``mlflow server`` on SQLite that serves artifacts, as a team's server does.
+
+    With a password it asks ``admin`` for a login; that needs Flask-WTF.
+    """
     shutil.copyfile(template().folder / "mlruns" / "mlflow.db", folder / "server.db")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
     command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    uri = f"http://127.0.0.1:{port}"
-    with process(command, f"{uri}/health"):
+    uri, env = f"http://127.0.0.1:{port}", {}
+    if password is not None:
+        (folder / "auth.ini").write_text(AUTH.format(folder=folder))
+        command += ["--app-name", "basic-auth"]
+        env = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": password}
+        env |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of these tests"}
+    with process(command, f"{uri}/health", env):
         yield uri
 
 

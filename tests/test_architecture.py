@@ -24,7 +24,7 @@ ROWS = (
     ("tuning",),
     ("leaderboard", "places"),
     ("settling",),
-    ("workers", "single", "scoring", "upkeep", "interfaces"),
+    ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -52,6 +52,8 @@ WITHOUT_TORCH = {
     "tuning",
     "leaderboard",
     "places",
+    "migrate",
+    "doctor",
     "cli",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

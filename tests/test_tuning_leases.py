@@ -368,3 +368,42 @@ def test_a_worker_does_not_go_on_in_a_new_study_of_the_same_name(workspace):
         old.tune(half, 2)
     assert new.tune(half, 2).complete == 2
     assert len(states(workspace)) == 2
+
+
+def test_who_is_slow_to_hear_of_a_lost_trial_holds_up_no_other_worker(workspace):
+    """MLflow may take minutes to close the run of a dead worker: the others go on claiming trials meanwhile."""
+    opened(workspace)
+    dead = loaded(workspace).ask()
+    other_ran, told = threading.Event(), []
+
+    def slow(record):
+        told.append(record.number)
+        assert other_ran.wait(300), "the other worker could not claim a trial"
+
+    def ran(trial):
+        other_ran.set()
+        return Outcome(0.5)
+
+    first = threading.Thread(target=lambda: opened(workspace).tune(half, 3, lost=slow), daemon=True)
+    first.start()
+    wait_until(lambda: told)
+    assert opened(workspace).tune(ran, 3).complete == 3
+    first.join(300)
+    assert told == [dead.number]
+    assert states(workspace) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_a_storage_that_fails_in_mid_claim_has_no_lost_trial_untold(workspace, monkeypatch):
+    opened(workspace)
+    dead, told, failures = loaded(workspace).ask(), [], iter([True])
+    real = RDBStorage.create_new_trial
+
+    def shaky(self, study_id, template_trial=None):
+        if next(failures, False):
+            raise optuna.exceptions.StorageInternalError("the connection was lost")
+        return real(self, study_id, template_trial)
+
+    study = opened(workspace)
+    monkeypatch.setattr(RDBStorage, "create_new_trial", shaky)
+    assert study.tune(half, 1, lost=lambda record: told.append(record.number)).complete == 1
+    assert told == [dead.number]

@@ -5,62 +5,30 @@ Needs PostgreSQL's own programs and psycopg; skipped where either is missing.
 
 import itertools
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import sqlalchemy
+from postgres_server import postgres
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study
 from xray_opt.tuning.storage import open_storage, study_lock
 
-BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), default=None)
 NUMBERS = itertools.count()
 pytestmark = pytest.mark.slow
 
 
-class Server:
-    """A PostgreSQL of its own on a socket in a short folder; started as another user where we are root."""
-
-    def __init__(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-        self.user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-        if self.user:
-            shutil.chown(self.folder, **self.user)
-        self._run("initdb", "--no-sync", "-A", "trust", "-U", "postgres", "-D", self.folder / "data")
-        self.control("start")
-
-    def control(self, *what):
-        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
-        self._run("pg_ctl", "-w", "-D", self.folder / "data", "-l", self.folder / "log", "-o", options, *what)
-
-    def database(self, name):
-        subprocess.run([BIN / "createdb", "-h", self.folder, "-U", "postgres", name], check=True)
-        return f"postgresql+psycopg://postgres@/{name}?host={self.folder}"
-
-    def _run(self, name, *arguments):
-        subprocess.run([BIN / name, *arguments], check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self.user)
-
-
 @pytest.fixture(scope="module")
 def server():
-    pytest.importorskip("psycopg")
-    if BIN is None or (os.geteuid() == 0 and all(user.pw_name != "postgres" for user in pwd.getpwall())):
-        pytest.skip("no PostgreSQL here")
-    server = Server()
-    yield server
-    server.control("stop", "-m", "immediate")
-    shutil.rmtree(server.folder)
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture

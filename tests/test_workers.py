@@ -235,3 +235,22 @@ def test_the_study_is_json_for_scripts(tuned):
     shown = place.json("study", "show", "tiny")
     assert json.dumps(shown)
     assert [trial["state"] for trial in shown["trials"]] == ["COMPLETE"] * 3
+
+
+def test_a_trial_and_its_run_lead_to_each_other(tuned):
+    place, _, _ = tuned
+    from xray_opt.tuning.storage import open_storage
+
+    storage = open_storage(f"sqlite:///{place.workspace.study_database}")
+    study_id = storage.get_study_id_from_name("tiny")
+    words, runs = storage.get_study_system_attrs(study_id), child_runs(place)
+    for trial in storage.get_all_trials(study_id):
+        run = runs[trial.number]
+        page = f"http://127.0.0.1:8080/dashboard/studies/{study_id}/trials?numbers={trial.number}"
+        assert run.data.tags["xray_opt.dashboard"] == page
+        assert (
+            run.data.tags["mlflow.note.content"] == f"[Trial {trial.number} of study tiny in optuna-dashboard]({page})"
+        )
+        page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        assert trial.user_attrs["mlflow_page"] == page
+        assert words[f"dashboard:{trial._trial_id}:note_str:0"] == f"[Run of trial {trial.number} in MLflow]({page})"

@@ -6,7 +6,8 @@
     report = api.tune(study, api.Workspace.here(), total=20)
     print(report.tally.best, report.version)
 
-Each function raises a subclass of :class:`xray_opt.errors.XrayError` with one line that says what to do.
+Each function raises a subclass of :class:`xray_opt.errors.XrayError` with one line that says what to do. Each one that
+is given a workspace takes the variables of that workspace's ``.env`` first; those that are set already win.
 
 =====================  ==========================================================
 ``prepared``           index and split a folder or CSV; the manifest
@@ -22,18 +23,56 @@ Each function raises a subclass of :class:`xray_opt.errors.XrayError` with one l
 ``find_place``         where a study lies: its Optuna storage, its MLflow store
 ``delete_whole_study`` delete a study everywhere
 ``collect_garbage``    remove what nobody refers to
+``migrate``            copy studies, runs and models to other stores
+``diagnose``           check the machine and everything the work needs
 =====================  ==========================================================
 """
 
-from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_study, override
-from xray_opt.dataset import audit, prepared, shortcut_screen
-from xray_opt.leaderboard import leaderboard
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from xray_opt import dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import leaderboard as boards
+from xray_opt import migrate as moving
+from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_environment, load_study, override
+from xray_opt.dataset import audit, shortcut_screen
 from xray_opt.phantom import make_phantoms
-from xray_opt.places import Place, find_place
-from xray_opt.scoring import evaluate, predict, promote
-from xray_opt.single import TrainWatcher, train
-from xray_opt.upkeep import collect_garbage, delete_whole_study
-from xray_opt.workers import StudyWatcher, tune
+from xray_opt.places import Place
+from xray_opt.single import TrainWatcher
+from xray_opt.workers import StudyWatcher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_environment(verb: Callable[P, R]) -> Callable[P, R]:
+    """The verb, reading the ``.env`` of the workspace that it is given before it starts."""
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind_partial(*args, **kwargs).arguments.get("workspace")
+        if isinstance(given, Workspace):
+            load_environment(given)
+        return verb(*args, **kwargs)
+
+    return wrapped
+
+
+prepared = _with_environment(dataset.prepared)
+tune = _with_environment(workers.tune)
+train = _with_environment(single.train)
+leaderboard = _with_environment(boards.leaderboard)
+evaluate = _with_environment(scoring.evaluate)
+predict = _with_environment(scoring.predict)
+promote = _with_environment(scoring.promote)
+find_place = _with_environment(places.find_place)
+delete_whole_study = _with_environment(upkeep.delete_whole_study)
+collect_garbage = _with_environment(upkeep.collect_garbage)
+migrate = _with_environment(moving.migrate)
+diagnose = doctor.diagnose  # reads the file itself: a broken one is a finding
 
 __all__ = [
     "Config",
@@ -45,12 +84,14 @@ __all__ = [
     "audit",
     "collect_garbage",
     "delete_whole_study",
+    "diagnose",
     "evaluate",
     "find_place",
     "find_study",
     "leaderboard",
     "load_study",
     "make_phantoms",
+    "migrate",
     "override",
     "predict",
     "prepared",

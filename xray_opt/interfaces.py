@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from xray_opt.config import TrackingConfig, Workspace
@@ -47,13 +49,14 @@ def serve_interfaces(
     connection = connect(TrackingConfig(uri=uri), workspace)
     list_studies(workspace, storage)
     commands = {
-        "optuna-dashboard": dashboard_command(storage_url(workspace, storage), dashboard_port),
+        "optuna-dashboard": dashboard_command(dashboard_port),
         "MLflow": mlflow_command(connection.uri, workspace, mlflow_port),
     }
+    told = {"optuna-dashboard": dashboard_settings(storage_url(workspace, storage))}
     if not connection.local:
         commands.pop("MLflow")
         say(f"MLflow: {connection.shown} (a server of its own)")
-    servers = {name: _start(command) for name, command in commands.items()}
+    servers = {name: _start(command, told.get(name, b"")) for name, command in commands.items()}
     try:
         for name, port in (("MLflow", mlflow_port), ("optuna-dashboard", dashboard_port)):
             if name in servers:
@@ -84,20 +87,31 @@ def mlflow_command(uri: str, workspace: Workspace, port: int) -> list[str]:
     return [*server, "--no-serve-artifacts", "--host", HOST, "--port", str(port), "--workers", "1"]
 
 
-def dashboard_command(storage: str, port: int) -> list[str]:
-    """Command of optuna-dashboard on a storage; it stands beside the interpreter."""
-    return [str(Path(sys.executable).parent / "optuna-dashboard"), storage, "--host", HOST, "--port", str(port)]
+def dashboard_command(port: int) -> list[str]:
+    """Command of optuna-dashboard, which stands beside the interpreter; its settings come on its standard input."""
+    program = str(Path(sys.executable).parent / "optuna-dashboard")
+    return [program, "--from-config", "/dev/stdin", "--host", HOST, "--port", str(port)]
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def dashboard_settings(storage: str) -> bytes:
+    """What optuna-dashboard reads: the storage's URL may hold a password, which a command line would show to all."""
+    return f"[optuna_dashboard]\nstorage = {json.dumps(storage)}\n".encode()
+
+
+def _start(command: list[str], told: bytes) -> subprocess.Popen[bytes]:
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return subprocess.Popen(
+    server = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | quiet,
         start_new_session=True,
     )
+    if server.stdin is not None:
+        with suppress(BrokenPipeError), server.stdin:  # it ended at once: that is seen when it is waited for
+            server.stdin.write(told)
+    return server
 
 
 def _wait_until_up(name: str, server: subprocess.Popen[bytes], port: int) -> None:

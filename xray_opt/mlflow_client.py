@@ -30,7 +30,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.config import TrackingConfig, Workspace, redacted
 from xray_opt.errors import TrackingError
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
@@ -103,7 +103,7 @@ def speaking(uri: str, action: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(without_credentials(str(error)).split())
+        reason = " ".join(redacted(without_credentials(str(error))).split())
         raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:500]}") from error
 
 
@@ -131,25 +131,40 @@ def _embedded(workspace: Workspace) -> Connection:
     return Connection(client, uri, True, artifacts, workspace)
 
 
-def _probe(uri: str) -> None:
-    """One small request that needs a login, with few retries: MLflow itself would try for minutes."""
+def ask(uri: str, path: str, **params: object) -> Any:
+    """One GET of a server with few retries, where MLflow itself would try for minutes; the answer, whatever its status.
+
+    Raises:
+        TrackingError: no answer, or its certificate is not trusted.
+    """
     shown = without_credentials(uri)
     try:
-        answer = http_request(  # type: ignore[no-untyped-call]
+        return http_request(  # type: ignore[no-untyped-call]
             get_default_host_creds(uri),  # type: ignore[no-untyped-call]
-            "/api/2.0/mlflow/experiments/search",
+            path,
             "GET",
             max_retries=1,
             backoff_factor=0,
             timeout=PATIENCE,
             raise_on_status=False,
-            params={"max_results": 1},
+            params=params,
         )
     except (MlflowException, OSError) as error:
+        if "certificate" in str(error).lower():
+            raise TrackingError(
+                f"the certificate of {shown} cannot be checked: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of "
+                "the CA that signed it"
+            ) from error
         raise TrackingError(
             f"no MLflow server answers at {shown}: start it or correct tracking.uri / MLFLOW_TRACKING_URI "
             "(unset, the embedded store in mlruns/ is used)"
         ) from error
+
+
+def _probe(uri: str) -> None:
+    """One small request that needs a login, with few retries: MLflow itself would try for minutes."""
+    shown = without_credentials(uri)
+    answer = ask(uri, "/api/2.0/mlflow/experiments/search", max_results=1)
     if answer.status_code in (401, 403):
         raise TrackingError(
             f"MLflow at {shown} refuses access ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "

@@ -18,10 +18,20 @@ from xray_opt.config import StudyConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
 from xray_opt.errors import ModelError
 from xray_opt.experiment import Job, run_experiment
-from xray_opt.mlflow_client import connect
+from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import PARENT, STORE, mark_state
 from xray_opt.settling import settle
-from xray_opt.tracking import STORAGE, STUDY_ID, Tracking, TrialEnd, data_tags, require_same_store, store_note
+from xray_opt.tracking import (
+    STORAGE,
+    STUDY_ID,
+    Tracking,
+    TrialEnd,
+    data_tags,
+    page_tags,
+    require_same_store,
+    run_page,
+    store_note,
+)
 from xray_opt.trainer import Epoch, discard_checkpoint
 from xray_opt.tuning import (
     IDENTITY,
@@ -119,7 +129,7 @@ def _tune(
         opened.annotate(PARENT, tracking.parent_id)
         _describe_once(opened, tracking, manifest, base, watcher)
         _agree(opened, tracking, watcher)
-        objective = _Objective(opened, images, base, tracking, Pseudonyms(workspace), tags, watcher)
+        objective = _Objective(opened, images, base, tracking, connection, Pseudonyms(workspace), tags, watcher)
         tally = opened.tune(
             objective,
             total,
@@ -207,6 +217,7 @@ class _Objective:
     images: Images
     base: Base
     tracking: Tracking
+    connection: Connection
     pseudonyms: Pseudonyms
     tags: dict[str, str]
     watcher: StudyWatcher
@@ -216,16 +227,20 @@ class _Objective:
             self.watcher.epoch(trial.number, epoch)
             trial.report(epoch.number, epoch.val.f1)
 
+        def started(run_id: str) -> None:
+            trial.note("mlflow_run", run_id)
+            trial.link(run_page(self.connection, self.tracking.experiment_id, run_id))
+
         self.watcher.trial_started(trial.number, self.opened.config, trial.params)
         job = Job(
             config=trial.config,
             name=f"trial-{trial.number:03d}",
             params=trial.params,
-            tags=self.tags | {"xray_opt.trial": str(trial.number)} | _retry_tag(trial),
+            tags=self.tags | self._own_tags(trial),
             checkpoint=trial.checkpoint,
             watch=watch,
             replay=lambda epoch: trial.replay(epoch.number, epoch.val.f1),
-            started=lambda run_id: trial.note("mlflow_run", run_id),
+            started=started,
             say=self.watcher.say,
         )
         result = run_experiment(job, self.images, self.base, self.tracking, self.pseudonyms)
@@ -234,6 +249,11 @@ class _Objective:
         notes |= {"val.recall": scores.recall, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 2)}
         return Outcome(scores.f1, notes)
 
+    def _own_tags(self, trial: TrialContext) -> dict[str, str]:
+        page = self.opened.trial_page(trial.number)
+        resumed = {} if trial.retry_of is None else {"xray_opt.retry_of": str(trial.retry_of)}
+        return {"xray_opt.trial": str(trial.number)} | page_tags(self.opened.config.name, trial.number, page) | resumed
+
     def ended(self, record: TrialRecord, checkpoint: Path) -> None:
         """A trial has its final state: its checkpoint is not needed any more unless another one resumes it."""
         if record.state == "FAIL":
@@ -241,7 +261,3 @@ class _Objective:
         if record.reason not in RESUMABLE:
             discard_checkpoint(checkpoint)
         self.watcher.trial_ended(record)
-
-
-def _retry_tag(trial: TrialContext) -> dict[str, str]:
-    return {} if trial.retry_of is None else {"xray_opt.retry_of": str(trial.retry_of)}

@@ -46,6 +46,15 @@ def imagenet_weights(cache: Path | None = None, progress: Progress | None = None
     return download_weights(EfficientNet_V2_S_Weights.IMAGENET1K_V1.url, IMAGENET_SHA256, cache, progress)
 
 
+def kept_weights(cache: Path | None = None) -> tuple[Path, bool]:
+    """Where the ImageNet weights are kept on this machine, and whether a file is there that has their digest."""
+    from torchvision.models import EfficientNet_V2_S_Weights
+
+    name = EfficientNet_V2_S_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+    path = Path(os.environ.get("XRAY_OPT_WEIGHTS") or (cache or weight_cache()) / name)
+    return path, path.is_file() and file_sha256(path) == IMAGENET_SHA256
+
+
 def download_weights(url: str, sha256: str, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """The file behind ``url`` in ``cache``, fetched if it is not there with this digest.
 

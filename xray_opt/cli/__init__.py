@@ -30,7 +30,11 @@ COMMANDS = {
     "data": "data",
     "gc": "upkeep",
     "ui": "ui",
+    "doctor": "doctor",
+    "migrate": "migrate",
 }
+#: Commands that must work whatever ``.env`` holds: it reads the file itself, and says what is wrong with it.
+READ_ENV_THEMSELVES = ("doctor",)
 
 
 class LazyGroup(click.Group):
@@ -51,15 +55,27 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="xray-opt")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Find, prove and ship the best LoRA adapter of EfficientNetV2-S for chest X-rays.
 
-    Works in the current folder (or XRAY_OPT_HOME): data/, studies/ and mlruns/ lie there. Start with
-    `xray-opt data prepare FOLDER`, then `xray-opt tune`. Not for clinical use.
+    Works in the current folder (or XRAY_OPT_HOME): data/, studies/ and mlruns/ lie there, and .env, whose variables
+    name a tracking server and a study storage. Start with `xray-opt data prepare FOLDER`, then `xray-opt tune`. Not
+    for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
     7 tracking, 130 interrupted.
     """
+    if context.invoked_subcommand not in READ_ENV_THEMSELVES:
+        read_env()
+
+
+def read_env() -> None:
+    """Take what the workspace's ``.env`` says into the environment, before anything is read from there."""
+    from xray_opt.config.environment_file import load_environment
+    from xray_opt.config.workspace import Workspace
+
+    load_environment(Workspace.here(), lambda line: click.echo(f"warning: {line}", err=True))
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -87,6 +103,8 @@ def main() -> None:
 
 
 def fail(line: str, code: int) -> None:
-    """Print one line to stderr and exit with ``code``."""
-    click.echo(f"error: {line}" if code != 130 else line, err=True)
+    """Print one line to stderr, no password in it, and exit with ``code``."""
+    from xray_opt.config.environment_file import redacted
+
+    click.echo(redacted(f"error: {line}" if code != 130 else line), err=True)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """Frozen settings, their dotted names, YAML, study files, and where a workspace keeps things."""
 
 from xray_opt.config.dotted import as_text, flatten, merge, override, parse_assignments
+from xray_opt.config.environment_file import load_environment, redacted
 from xray_opt.config.settings import (
     AugmentConfig,
     Config,
@@ -38,9 +39,11 @@ __all__ = [
     "as_text",
     "find_study",
     "flatten",
+    "load_environment",
     "load_study",
     "merge",
     "override",
     "parse_assignments",
+    "redacted",
     "study_files",
 ]

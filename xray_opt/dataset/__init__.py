@@ -8,7 +8,7 @@ from xray_opt.dataset.audit import Audit, audit
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
-from xray_opt.dataset.preparing import prepare, prepared, remember, resplit, settled
+from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, remember, resplit, settled
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
 from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen
@@ -23,6 +23,7 @@ __all__ = [
     "Shortcut",
     "audit",
     "decode",
+    "kept_manifest",
     "prepare",
     "prepared",
     "remember",

@@ -44,12 +44,32 @@ def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None
     """
     config = settled(config, workspace)
     listing = index(config.root or "")
-    path = workspace.manifests / manifest_name(str(listing.source), settings_of(config))
-    if path.is_file() and (saved := _saved(path)) and saved.fingerprint == listing.fingerprint():
+    saved, untouched = _kept(listing, config, workspace)
+    if saved is not None and untouched:
         return saved
     manifest = _prepare(listing, config, progress)
     manifest.save(workspace.manifests)
     return manifest
+
+
+def kept_manifest(config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
+    """The saved manifest of these settings, and whether it and its source are untouched; opens no film.
+
+    None and true where these settings were not prepared yet, none and false where the file is damaged.
+
+    Raises:
+        DataError: no root is set and nothing was prepared, or the source is gone.
+    """
+    config = settled(config, workspace)
+    return _kept(index(config.root or ""), config, workspace)
+
+
+def _kept(listing: Listing, config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
+    path = workspace.manifests / manifest_name(str(listing.source), settings_of(config))
+    if not path.is_file():
+        return None, True
+    saved = _saved(path)
+    return saved, saved is not None and saved.fingerprint == listing.fingerprint()
 
 
 def resplit(manifest: Manifest, config: DataConfig) -> Manifest:

@@ -5,6 +5,7 @@ Alias ``champion`` is what is used; ``candidate`` is the newest one that waits t
 
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
+from xray_opt.registry.copying import copies_of_versions, copy_version, key_of, versions_of_runs
 from xray_opt.registry.loading import Loaded, load
 from xray_opt.registry.registration import register
 from xray_opt.registry.versions import Comparison, Version, aliases, champion, promote, version_for_run
@@ -16,8 +17,12 @@ __all__ = [
     "Version",
     "aliases",
     "champion",
+    "copies_of_versions",
+    "copy_version",
+    "key_of",
     "load",
     "promote",
     "register",
     "version_for_run",
+    "versions_of_runs",
 ]

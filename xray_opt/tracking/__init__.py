@@ -7,8 +7,14 @@ States agree with the trials': finished → FINISHED, pruned → KILLED (tag ``p
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
 from xray_opt.tracking.agreement import STORAGE, STUDY_ID, TrialEnd, agree, child_runs
+from xray_opt.tracking.artifact_copying import artifact_names
 from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, unreferenced_artifacts
+from xray_opt.tracking.copying import Route, copies_of, copy_run, metric_points, runs_of, runs_of_study
 from xray_opt.tracking.data import MANIFEST, data_tags, study_manifest
+from xray_opt.tracking.model_copying import copies_of_models, copy_model, models_of_runs
+from xray_opt.tracking.outgoing import outgoing_name
+from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
+from xray_opt.tracking.probing import ServerFacts, probe_server, round_trip
 from xray_opt.tracking.ranking import RankedTrial
 from xray_opt.tracking.run import Run, close_lost, log_run_file, log_run_metrics, tag_run
 from xray_opt.tracking.store import require_same_store, run_exists, store_note
@@ -20,19 +26,36 @@ __all__ = [
     "STUDY_ID",
     "Connection",
     "RankedTrial",
+    "Route",
     "Run",
+    "ServerFacts",
     "Tracking",
     "TrialEnd",
     "agree",
+    "artifact_names",
     "child_runs",
     "close_lost",
+    "copies_of",
+    "copies_of_models",
+    "copy_model",
+    "copy_run",
     "data_tags",
     "delete_run",
     "log_run_file",
     "log_run_metrics",
+    "metric_points",
+    "models_of_runs",
+    "moved_page_tags",
     "orphan_runs",
+    "outgoing_name",
+    "page_tags",
+    "probe_server",
     "require_same_store",
+    "round_trip",
     "run_exists",
+    "run_page",
+    "runs_of",
+    "runs_of_study",
     "store_note",
     "study_manifest",
     "study_runs",

@@ -15,7 +15,7 @@ from xray_opt.mlflow_client import Connection, speaking
 MANIFEST = "xray_opt.manifest_sha256"
 #: MLflow stores so many characters of a digest.
 DIGEST = 36
-MANIFEST_FILE = "data/manifest.csv"
+MANIFEST_FILE, PSEUDONYMISED_FILE = "data/manifest.csv", "data/manifest-pseudonymised.csv"
 CONTEXTS = {"train": "training", "val": "validation"}
 
 
@@ -54,7 +54,7 @@ def manifest_files(manifest: Manifest, connection: Connection, folder: Path) -> 
         manifest.save(folder).rename(folder / "manifest.csv")
         return
     names = Pseudonyms(connection.workspace)
-    with open(folder / "manifest-pseudonymised.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / Path(PSEUDONYMISED_FILE).name, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["film", "patient", "group", "label", "subtype", "split", "bytes", "width", "height", "mode"])
         for film in manifest.films:

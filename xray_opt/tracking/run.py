@@ -17,7 +17,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from numpy.typing import ArrayLike
 
-from xray_opt.config import Config, as_text, flatten
+from xray_opt.config import Config, as_text, flatten, redacted
 from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError
 from xray_opt.mlflow_client import MISSING, Connection, speaking, without_credentials
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 #: Settings that may name places on this machine or hold a password; they are cut short in what is logged.
 PLACES = ("data.root", "model.base")
 LONGEST_TAG = 500
+#: Artifact of a run: the validation films' probabilities.
+PREDICTIONS = "val_predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Run:
             film = path if self._connection.local else pseudonyms.film(path)
             writer.writerow([film, int(label), repr(float(probability))])
         with speaking(self._connection.uri, "store the predictions"):
-            self._client.log_text(self.id, text.getvalue(), "val_predictions.csv")
+            self._client.log_text(self.id, text.getvalue(), PREDICTIONS)
 
     def _log_system(self, sample: dict[str, float], index: int) -> None:
         log_run_metrics(self._connection, self.id, sample, index)
@@ -183,7 +185,7 @@ def ending(error: BaseException | None, local: bool) -> Ending:
     reason = error.reason if isinstance(error, TrainingError) else "error"
     if isinstance(error, StudyError | TrackingError):  # a store is away: the trial is resumed
         reason = "interrupted"
-    words = f"{type(error).__name__}: {error}" if local else type(error).__name__
+    words = redacted(f"{type(error).__name__}: {error}") if local else type(error).__name__
     return Ending("FAILED", {"reason": reason, "error": " ".join(words.split())[:LONGEST_TAG]})
 
 

@@ -58,7 +58,7 @@ class Tracking:
             TrackingError: the store does not answer, or the experiment was deleted.
         """
         with speaking(connection.uri, f"open the experiment {experiment}"):
-            experiment_id = _experiment(connection, experiment)
+            experiment_id = experiment_named(connection, experiment)
             if not parent:
                 return cls(connection, experiment_id, None, tags)
             run_id = _parent_run(connection, experiment_id, experiment, dict(tags))
@@ -178,7 +178,12 @@ class Tracking:
             return Path(self._client.download_artifacts(run_id, artifact, str(folder)))
 
 
-def _experiment(connection: Connection, name: str) -> str:
+def experiment_named(connection: Connection, name: str) -> str:
+    """Id of the experiment of that name, which is made where there is none.
+
+    Raises:
+        TrackingError: it was deleted.
+    """
     client = connection.client
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -188,7 +193,7 @@ def _experiment(connection: Connection, name: str) -> str:
         except MlflowException as error:
             if error.error_code != EXISTS:
                 raise
-            return _experiment(connection, name)
+            return experiment_named(connection, name)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment {name} was deleted in MLflow at {connection.shown}: restore it there "

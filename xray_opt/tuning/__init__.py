@@ -3,8 +3,10 @@
 Knows nothing of training and MLflow: the objective is handed in, and plain records are handed out.
 """
 
+from xray_opt.tuning.copying import StudyCopy, copying
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study, require_idle
+from xray_opt.tuning.probing import StorageFacts, probe_storage
 from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_url
@@ -16,15 +18,19 @@ __all__ = [
     "Lease",
     "OpenStudy",
     "Outcome",
+    "StorageFacts",
+    "StudyCopy",
     "StudyRecord",
     "Tally",
     "TrialContext",
     "TrialRecord",
     "annotate",
+    "copying",
     "delete_study",
     "importances",
     "list_studies",
     "open_study",
+    "probe_storage",
     "read_study",
     "require_idle",
     "storage_digest",

@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from xray_opt.config import redacted
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     ENDING,
@@ -46,7 +47,7 @@ class Ending:
 
 def failed(reason: str, message: str) -> Ending:
     """The ending of a failed trial."""
-    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(message.split())[:500]})
+    return Ending("FAIL", notes={REASON: reason, MESSAGE: " ".join(redacted(message).split())[:500]})
 
 
 def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool:
@@ -80,8 +81,8 @@ def _as_json(value: Any) -> str:
 def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callable[[FrozenTrial], bool]) -> None:
     """End RUNNING trials of dead workers; call under the study's lock.
 
-    ``lost`` is told of each ``worker-lost`` one before its state changes: if this process dies too, the next one tells
-    it again.
+    ``lost`` is told of each ``worker-lost`` one before its state changes, so that a storage that fails right after, and
+    is asked again, has none untold.
     """
     for trial in running(study):
         if not dead(trial):

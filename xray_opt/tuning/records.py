@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from xray_opt.config import Config
 from xray_opt.config.dotted import Scalar
 from xray_opt.errors import Pruned, TrainingError
+from xray_opt.tuning.pages import note_page
 
 #: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
 OWNER, BEAT, ENDING, REASON, MESSAGE = "owner", "beat", "ending", "reason", "message"
@@ -142,6 +143,10 @@ class TrialContext:
     def note(self, key: str, value: Any) -> None:
         """Keep ``value`` (JSON-ready) with the trial at once."""
         self._store(lambda: self.trial.set_user_attr(key, value))
+
+    def link(self, page: str) -> None:
+        """Keep the URL of the trial's run in MLflow with the trial, and in its note in optuna-dashboard."""
+        self._store(lambda: note_page(self.trial, page))
 
     def _store(self, action: Callable[[], None]) -> None:
         try:

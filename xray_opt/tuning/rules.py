@@ -9,6 +9,8 @@ from xray_opt.errors import StudyError
 
 #: Study user attributes.
 RULES, DATA, IDENTITY = "rules", "data_sha256", "identity"
+#: Study user attribute: the identity of a study that is being copied here; empty once all of it is here.
+MIGRATING = "migrating"
 
 
 def check_rules(kept: dict[str, Any], study: StudyConfig, data_sha256: str) -> None:

@@ -61,6 +61,7 @@ class Search:
     started: int = 0
     worker: str = ""
     waited_for: set[int] = field(default_factory=set)
+    untold: dict[int, TrialRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.lease)
@@ -86,10 +87,11 @@ class Search:
             trial, stopped = self._patient(partial(self._claim, total, late))
             if trial is not None:
                 self._run_one(trial, objective)
-            elif stopped:
+                continue
+            self._tell_lost()
+            if stopped:
                 return self._tally(total, stopped)
-            else:
-                time.sleep(min(POLL, self.lease.every))
+            time.sleep(min(POLL, self.lease.every))
 
     def _claim(self, total: int, late: bool) -> tuple[optuna.Trial | None, str]:
         """A trial to run, or why to stop; neither: other workers hold the last ones, or may have died with one."""
@@ -98,8 +100,8 @@ class Search:
             # A claim may have been stored although the storage failed right after: this worker does not run it.
             end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
             self.watch.look(running(self.study))
-            reap(self.study, self.lost, self.watch.is_dead)
-            requeue(self.study, self.lost)
+            reap(self.study, self._note_lost, self.watch.is_dead)
+            requeue(self.study, self._note_lost)
             trials = self.study.get_trials(deepcopy=False)
             held = [trial for trial in trials if trial.state == TrialState.RUNNING]
             unsure = [trial for trial in held if self.watch.is_unsure(trial)]
@@ -113,6 +115,16 @@ class Search:
             trial = self.study.ask()
             trial.set_user_attr(OWNER, this_worker(self.worker))
             return trial, ""
+
+    def _note_lost(self, record: TrialRecord) -> None:
+        self.untold[record.number] = record
+
+    def _tell_lost(self) -> None:
+        """Tell of the trials that the last claim ended or queued again, once each, also where the storage failed in mid
+        claim. Outside of the lock: whoever is told may be slow.
+        """
+        while self.untold:
+            self.lost(self.untold.pop(min(self.untold)))
 
     def _say_waiting(self, held: list[FrozenTrial]) -> None:
         """Once a trial."""
@@ -185,6 +197,7 @@ class Search:
         self.study.sampler = sampler_for(self.config.sampler, self.config.seed, trial.number)
         with beating(database_of(self.study), trial._trial_id, self.lease.every):
             try:
+                self._tell_lost()
                 ending = self._ending(objective(self._context(trial)))
             except Pruned:
                 ending = Ending("PRUNED")

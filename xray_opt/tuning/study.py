@@ -13,10 +13,12 @@ import optuna
 
 from xray_opt import __version__
 from xray_opt.config import StudyConfig, Workspace
+from xray_opt.errors import StudyError
 from xray_opt.tuning.leases import Lease
+from xray_opt.tuning.pages import trial_page
 from xray_opt.tuning.pruners import pruner_for
 from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
-from xray_opt.tuning.rules import DATA, IDENTITY, RULES, check_rules, deleted
+from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
 from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
 
@@ -42,6 +44,10 @@ class OpenStudy:
         with self._existing():
             if self._study.user_attrs.get(key) != value:
                 self._study.set_user_attr(key, value)
+
+    def trial_page(self, number: int) -> str:
+        """URL of a trial's page in optuna-dashboard."""
+        return trial_page(self._study._study_id, number)
 
     def read(self) -> StudyRecord:
         """The study as it stands."""
@@ -75,8 +81,8 @@ class OpenStudy:
 
         Args:
             timeout: seconds after which no new trial starts.
-            lost: told of each trial of a dead worker before it is ended as FAIL, and of each interrupted one before
-                it is queued again; may be told of one twice.
+            lost: told once of each trial of a dead worker after it was ended as FAIL, and of each interrupted one
+                after it was queued again, outside of the study's lock; a worker that is killed in between tells nobody.
             ended: told of each trial that this call ran, with its checkpoint's path.
             say: one line on what is unusual.
             lease: how often a running trial gives a sign of life, and how long one without is waited for.
@@ -110,6 +116,8 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> O
             load_if_exists=True,
         )
         attrs = study.user_attrs
+        if attrs.get(MIGRATING):
+            raise StudyError(f"study {config.name} is only half here: run xray-opt migrate again, then this command")
         if DATA in attrs:
             check_rules(attrs, config, data_sha256)
         else:
