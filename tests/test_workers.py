@@ -29,10 +29,10 @@ def child_runs(place, study="tiny"):
     return {int(run.data.tags["xray_opt.trial"]): run for run in runs if "xray_opt.trial" in run.data.tags}
 
 
-def check_agreement(place, study="tiny"):
+def check_agreement(place, study="tiny", storage=None):
     """Optuna and MLflow agree trial by trial: states, params, every epoch's value once."""
     mlflow, runs = client(place), child_runs(place, study)
-    trials = [trial for trial in read_study(study, place.workspace).trials if trial.state != "WAITING"]
+    trials = [trial for trial in read_study(study, place.workspace, storage).trials if trial.state != "WAITING"]
     assert sorted(runs) == [trial.number for trial in trials]
     for trial in trials:
         run = runs[trial.number]

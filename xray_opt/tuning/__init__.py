@@ -4,8 +4,16 @@ Knows nothing of training and MLflow: the objective is handed in, and plain reco
 """
 
 from xray_opt.tuning.leases import Lease
-from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study, require_idle
-from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
+from xray_opt.tuning.library import (
+    annotate,
+    delete_study,
+    importances,
+    list_studies,
+    read_study,
+    require_idle,
+    study_notes,
+)
+from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_url
 from xray_opt.tuning.study import OpenStudy, open_study
@@ -13,6 +21,7 @@ from xray_opt.tuning.study import OpenStudy, open_study
 __all__ = [
     "IDENTITY",
     "RESUMABLE",
+    "Crew",
     "Lease",
     "OpenStudy",
     "Outcome",
@@ -29,4 +38,5 @@ __all__ = [
     "require_idle",
     "storage_digest",
     "storage_url",
+    "study_notes",
 ]
