@@ -25,7 +25,7 @@ def test_random_weights_are_made_once_a_study(workspace):
     assert study_notes("kept", workspace)["base_sha256"] == first.sha256 == fresh.sha256
     assert fresh_base(study(), workspace) is None
     again = study_base(open_study(study(), workspace, "d" * 64))
-    assert (again.sha256, again.origin) == (first.sha256, "random")
+    assert (again.sha256, again.origin) == (first.sha256, first.origin)
     assert again.warning() == first.warning()
 
 

@@ -213,6 +213,21 @@ def test_a_killed_study_goes_on_to_exactly_its_number(place):
 
 
 @pytest.mark.slow
+def test_the_last_worker_ends_the_studys_run(place):
+    """A call that ends while another one trains leaves the study's run RUNNING."""
+    long = ("tune", "--study", "tiny", "--set", "training.epochs=200", "--set", "training.early_stopping_patience=200")
+    process = place.start(*long)
+    wait_for_line(process, "trial 0 · epoch 1/200")
+    assert place.json(*long, "--timeout", "0")["stopped"] == "timeout"
+    parent = read_study("tiny", place.workspace).notes["mlflow_parent"]
+    status = client(place).get_run(parent).info.status
+    assert (status, process.poll()) == ("RUNNING", None)
+    process.terminate()
+    process.communicate(timeout=400)
+    assert client(place).get_run(parent).info.status == "KILLED"
+
+
+@pytest.mark.slow
 def test_an_interrupted_study_equals_an_uninterrupted_one(place, tuned):
     process = place.start("tune", "--study", "tiny")
     wait_for_line(process, "trial 0 · epoch 1/2")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the study in Optuna and MLflow; default: the file's.")
 @click.option("--trials", type=click.IntRange(min=1), help="Total trials, finished and pruned, over all calls.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which no new trial starts.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine's processor.  [default: 1]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine's processor; default: 1.")
 @click.option("--gpus", metavar="0,1|all", help="One process on each of these GPUs, as numbers or all.")
-@click.option("--per-gpu", type=click.IntRange(min=1), help="Processes on each GPU of --gpus.  [default: 1]")
+@click.option("--per-gpu", type=click.IntRange(min=1), help="Processes on each GPU of --gpus; default: 1.")
 @run_options
 @as_json
 def tune(

@@ -23,7 +23,7 @@ CONTEXT = int(0.6 * GIGABYTE)
 #: Base, adapter, gradients and AdamW's state (bytes): 20 M weights in fp32 and in bf16, at most 5 M trained ones.
 WEIGHTS = int(0.3 * GIGABYTE)
 #: What a step keeps of one film at 384 px until its backward pass (bytes); see docs/decisions.md for its source.
-PER_FILM_384 = int(0.25 * GIGABYTE)
+PER_FILM_384 = int(0.36 * GIGABYTE)
 #: Share of its part that a slot's allocator may take; the rest is for fragments.
 MARGIN = 0.95
 
