@@ -22,9 +22,10 @@ ROWS = (
     ("tracking", "registry", "served_model"),
     ("experiment",),
     ("tuning",),
-    ("leaderboard", "places"),
+    ("leaderboard", "places", "kept_base"),
     ("settling",),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
+    ("launchers",),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -86,6 +86,18 @@ def test_the_parent_ends_as_the_block_does(
     assert connection.client.get_run(tracking.parent_id).info.status == status
 
 
+@pytest.mark.parametrize("error", [DataError("x"), KeyboardInterrupt(), None])
+def test_the_parent_stays_running_while_others_work_below_it(
+    connection: Connection, study: str, error: BaseException | None
+) -> None:
+    others = [True]
+    for status in ("RUNNING", "FINISHED"):
+        tracking = Tracking.open(connection, study, tags(study), shared=lambda: bool(others))
+        tracking.__exit__(type(error) if error and others else None, error if others else None, None)
+        assert connection.client.get_run(tracking.parent_id).info.status == status
+        others.clear()
+
+
 def test_close_logs_the_summary(connection: Connection, study: str) -> None:
     tracking = Tracking.open(connection, study, tags(study))
     tracking.close({"best.f1": 0.9, "trials.complete": 3})

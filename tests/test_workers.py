@@ -29,10 +29,10 @@ def child_runs(place, study="tiny"):
     return {int(run.data.tags["xray_opt.trial"]): run for run in runs if "xray_opt.trial" in run.data.tags}
 
 
-def check_agreement(place, study="tiny"):
+def check_agreement(place, study="tiny", storage=None):
     """Optuna and MLflow agree trial by trial: states, params, every epoch's value once."""
     mlflow, runs = client(place), child_runs(place, study)
-    trials = [trial for trial in read_study(study, place.workspace).trials if trial.state != "WAITING"]
+    trials = [trial for trial in read_study(study, place.workspace, storage).trials if trial.state != "WAITING"]
     assert sorted(runs) == [trial.number for trial in trials]
     for trial in trials:
         run = runs[trial.number]
@@ -210,6 +210,21 @@ def test_a_killed_study_goes_on_to_exactly_its_number(place):
     assert resumed.intermediate[1] == lost.intermediate.get(1, resumed.intermediate[1])
     assert runs[resumed.number].data.tags["xray_opt.retry_of"] == str(lost.number)
     assert not list((place.workspace.study_folder("tiny") / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
+def test_the_last_worker_ends_the_studys_run(place):
+    """A call that ends while another one trains leaves the study's run RUNNING."""
+    long = ("tune", "--study", "tiny", "--set", "training.epochs=200", "--set", "training.early_stopping_patience=200")
+    process = place.start(*long)
+    wait_for_line(process, "trial 0 · epoch 1/200")
+    assert place.json(*long, "--timeout", "0")["stopped"] == "timeout"
+    parent = read_study("tiny", place.workspace).notes["mlflow_parent"]
+    status = client(place).get_run(parent).info.status
+    assert (status, process.poll()) == ("RUNNING", None)
+    process.terminate()
+    process.communicate(timeout=400)
+    assert client(place).get_run(parent).info.status == "KILLED"
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ class Progress:
         self.counted = 0
         self.best: tuple[float, int] | None = None
         self.epochs = 0
+        self.running: dict[int, str] = {}
+        self.slots: dict[int, str] = {}
         self.announced: dict[str, float] = {}
 
     def say(self, line: str) -> None:
@@ -56,22 +58,35 @@ class Progress:
         if best is not None and best.value is not None:
             self.best = (best.value, best.number)
 
+    def placed(self, number: int, slot: str | None) -> None:
+        """In which slot a trial is about to run; none: its slot died."""
+        if slot is None:
+            self.running.pop(number, None)
+        else:
+            self.slots[number] = f"{slot} · "
+
     def trial_started(self, number: int, study: StudyConfig, params: Mapping[str, object]) -> None:
         """Announce a trial and its params."""
         self.epochs = study.config.training.epochs
         shown = ", ".join(
             f"{short} {cell(value)}" for short, value in zip(short_names(params), params.values(), strict=True)
         )
-        self.say(f"trial {number} ({self.counted + 1} of {self.total}): {shown}")
+        self.running[number] = ""
+        place = min(self.counted + len(self.running), self.total or sys.maxsize)
+        self.say(f"{self._slot(number)}trial {number} ({place} of {self.total}): {shown}")
 
     def epoch(self, number: int | None, epoch: Epoch) -> None:
         """One epoch's scores."""
-        trial = "" if number is None else f"trial {number} · "
+        trial = "" if number is None else f"{self._slot(number)}trial {number} · "
         line = (
             f"{trial}epoch {epoch.number}/{self.epochs} · loss {epoch.train_loss:.4f} · val F1 {epoch.val.f1:.4f} · "
             f"AUC {epoch.val.auc:.4f} · {epoch.images_per_second:.0f} img/s"
         )
-        if self.live and number is not None:
+        if number is not None:
+            self.running[number] = f"trial {number} {epoch.number}/{self.epochs} F1 {epoch.val.f1:.3f}"
+        if self.live and len(self.running) > 1:
+            self._rewrite(" · ".join(filter(None, self.running.values())) + self._outlook())
+        elif self.live and number is not None:
             self._rewrite(line + self._outlook())
         else:
             self.say("  " + line)
@@ -79,6 +94,7 @@ class Progress:
     def trial_ended(self, record: TrialRecord) -> None:
         """One line for a finished trial, with the outlook."""
         self.finished += 1
+        self.running.pop(record.number, None)
         if record.state in ("COMPLETE", "PRUNED"):
             self.counted += 1
         if record.state == "COMPLETE" and record.value is not None and (self.best or (-1.0, 0))[0] < record.value:
@@ -88,7 +104,11 @@ class Progress:
             what = f"val F1 {cell(record.value)}"
         elif record.state == "PRUNED":
             what = f"pruned after epoch {max(record.intermediate, default=0)}"
-        self.say(f"trial {record.number}: {what} in {duration(record.seconds or 0)}{self._outlook()}")
+        trial = f"{self._slot(record.number)}trial {record.number}"
+        self.say(f"{trial}: {what} in {duration(record.seconds or 0)}{self._outlook()}")
+
+    def _slot(self, number: int) -> str:
+        return self.slots.get(number, "")
 
     def _outlook(self) -> str:
         text = "" if self.best is None else f" · best {self.best[0]:.4f} (trial {self.best[1]})"

@@ -20,17 +20,30 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the study in Optuna and MLflow; default: the file's.")
 @click.option("--trials", type=click.IntRange(min=1), help="Total trials, finished and pruned, over all calls.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which no new trial starts.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine's processor; default: 1.")
+@click.option("--gpus", metavar="0,1|all", help="One process on each of these GPUs, as numbers or all.")
+@click.option("--per-gpu", type=click.IntRange(min=1), help="Processes on each GPU of --gpus; default: 1.")
 @run_options
 @as_json
 def tune(
-    study_name: str, name: str | None, trials: int | None, timeout: float | None, as_json: bool, **options: Any
+    study_name: str,
+    name: str | None,
+    trials: int | None,
+    timeout: float | None,
+    workers: int | None,
+    gpus: str | None,
+    per_gpu: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Search for the best adapter; run again to continue.
 
     --trials is the study's total: the same command again does what is missing, nothing if nothing is. Ctrl-C ends
-    cleanly; the next call goes on from the interrupted trial's last epoch.
+    cleanly; the next call goes on from the interrupted trial's last epoch. Several processes of one call (--workers,
+    --gpus) and several calls on one storage share a study: docs/workers.md.
     """
     from xray_opt.config import Workspace
+    from xray_opt.launchers.choose import launcher_for
     from xray_opt.workers import StudyWatcher
     from xray_opt.workers import tune as run_study
 
@@ -40,11 +53,13 @@ def tune(
         say=progress.say,
         progress=progress.bar,
         known=progress.known,
+        placed=progress.placed,
         trial_started=progress.trial_started,
         epoch=progress.epoch,
         trial_ended=progress.trial_ended,
     )
-    report = run_study(study, Workspace.here(), trials, timeout, watcher)
+    launcher = launcher_for(study, workers, gpus, per_gpu, progress.say)
+    report = run_study(study, Workspace.here(), trials, timeout, watcher, launcher)
     if as_json:
         print_json(_as_dict(report))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,28 +31,45 @@ LONGEST_NOTE = 7900
 class Tracking:
     """One study's (or one experiment's) place in MLflow; a context manager that ends the parent run.
 
-    The parent run is RUNNING inside the block, then FINISHED, FAILED on an error or KILLED on Ctrl-C; the next
-    ``open`` takes it up again.
+    The parent run is RUNNING inside the block, then FINISHED, FAILED on an error or KILLED on Ctrl-C, unless others
+    still work below it; the next ``open`` takes it up again.
 
     Attributes:
         experiment_id: MLflow's id of the experiment.
     """
 
-    def __init__(self, connection: Connection, experiment_id: str, parent: str | None, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        experiment_id: str,
+        parent: str | None,
+        tags: Mapping[str, str],
+        shared: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._connection = connection
         self._client = connection.client
         self.experiment_id = experiment_id
         self._parent = parent
         self._tags = dict(tags)
+        self._shared = shared
         self._datasets: Sequence[DatasetInput] = ()
 
     @classmethod
-    def open(cls, connection: Connection, experiment: str, tags: Mapping[str, str], parent: bool = True) -> Tracking:
+    def open(
+        cls,
+        connection: Connection,
+        experiment: str,
+        tags: Mapping[str, str],
+        parent: bool = True,
+        shared: Callable[[], bool] = lambda: False,
+    ) -> Tracking:
         """Find or create the experiment and, with ``parent``, its study run.
 
         Args:
             tags: tags of the parent run; ``STUDY_ID`` among them tells studies of one name apart.
             parent: false for single runs, which have none.
+            shared: asked at the end of the block: whether others still work below the parent run, which then stays
+                RUNNING for the last of them to end.
 
         Raises:
             TrackingError: the store does not answer, or the experiment was deleted.
@@ -62,7 +79,7 @@ class Tracking:
             if not parent:
                 return cls(connection, experiment_id, None, tags)
             run_id = _parent_run(connection, experiment_id, experiment, dict(tags))
-            tracking = cls(connection, experiment_id, run_id, tags)
+            tracking = cls(connection, experiment_id, run_id, tags, shared)
             tracking._take_up()
             return tracking
 
@@ -91,7 +108,7 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._parent is None:
+        if self._parent is None or self._shared():
             return
         end = Ending("KILLED", {}) if isinstance(error, KeyboardInterrupt) else ending(error, self._connection.local)
         try:

@@ -5,9 +5,17 @@ Knows nothing of training and MLflow: the objective is handed in, and plain reco
 
 from xray_opt.tuning.copying import StudyCopy, copying
 from xray_opt.tuning.leases import Lease
-from xray_opt.tuning.library import annotate, delete_study, importances, list_studies, read_study, require_idle
+from xray_opt.tuning.library import (
+    annotate,
+    delete_study,
+    importances,
+    list_studies,
+    read_study,
+    require_idle,
+    study_notes,
+)
 from xray_opt.tuning.probing import StorageFacts, probe_storage
-from xray_opt.tuning.records import RESUMABLE, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
+from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_url
 from xray_opt.tuning.study import OpenStudy, open_study
@@ -15,6 +23,7 @@ from xray_opt.tuning.study import OpenStudy, open_study
 __all__ = [
     "IDENTITY",
     "RESUMABLE",
+    "Crew",
     "Lease",
     "OpenStudy",
     "Outcome",
@@ -35,4 +44,5 @@ __all__ = [
     "require_idle",
     "storage_digest",
     "storage_url",
+    "study_notes",
 ]

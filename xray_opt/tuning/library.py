@@ -45,6 +45,15 @@ def read_study(name: str, workspace: Workspace, storage: str | None = None) -> S
         return study_record(study)
 
 
+def study_notes(name: str, workspace: Workspace, storage: str | None = None) -> dict[str, Any]:
+    """What was noted on one study; empty where there is none of that name."""
+    url = storage_url(workspace, storage)
+    opened = open_storage(url)
+    with reachable(url), suppress(KeyError):
+        return dict(optuna.load_study(study_name=name, storage=opened).user_attrs)
+    return {}
+
+
 def delete_study(name: str, workspace: Workspace, storage: str | None = None, force: bool = False) -> None:
     """Delete a study with its trials; a worker that waits for it, or (``force``) runs a trial of it, stops with a line.
 

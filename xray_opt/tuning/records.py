@@ -51,6 +51,13 @@ class TrialRecord:
         """JSON-ready."""
         return asdict(self) | {"started": self.started and self.started.isoformat()}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrialRecord:
+        """The record that :meth:`to_dict` gave, also after a way through JSON."""
+        started = values["started"] and datetime.fromisoformat(values["started"])
+        intermediate = {int(epoch): value for epoch, value in values["intermediate"].items()}
+        return cls(**{**values, "started": started, "intermediate": intermediate})
+
 
 @dataclass(frozen=True)
 class StudyRecord:
@@ -91,6 +98,14 @@ class Tally:
     started_now: int
     best: TrialRecord | None
     stopped: str
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one call: a name that tells them from others, and the trials that were over when it began."""
+
+    name: str
+    before: frozenset[int]
 
 
 @dataclass(frozen=True)

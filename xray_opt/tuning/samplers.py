@@ -47,6 +47,9 @@ def _build(config: SamplerConfig, seed: int, drawn: int) -> BaseSampler:
         return optuna.samplers.QMCSampler(
             scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False
         )
-    # `group` lets the joint model handle parameters that not every trial has.
+    # `group` lets the joint model handle parameters that not every trial has. The constant liar takes the points that
+    # other workers have in work for bad ones, so that no two try the same; where one worker runs there are none.
     joint = config.multivariate
-    return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=joint, group=joint, seed=drawn)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=startup, multivariate=joint, group=joint, seed=drawn, constant_liar=True
+    )

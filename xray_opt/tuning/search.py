@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     OWNER,
     RETRY_OF,
+    Crew,
     Objective,
     Outcome,
     Tally,
@@ -57,7 +59,7 @@ class Search:
     ended: Callable[[TrialRecord, Path], None]
     say: Callable[[str], None]
     lease: Lease
-    before: set[int] = field(default_factory=set)
+    crew: Crew | None = None
     started: int = 0
     worker: str = ""
     waited_for: set[int] = field(default_factory=set)
@@ -81,7 +83,7 @@ class Search:
 
     def _run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self._patient(partial(self._begin, total))
+        self.crew = self.crew or self.begin(total)
         while True:
             late = time.monotonic() >= deadline
             trial, stopped = self._patient(partial(self._claim, total, late))
@@ -113,7 +115,7 @@ class Search:
                 self._say_waiting(unsure if stopped else held)
                 return None, "" if unsure else stopped
             trial = self.study.ask()
-            trial.set_user_attr(OWNER, this_worker(self.worker))
+            trial.set_user_attr(OWNER, this_worker(self.worker) | {"crew": self.crew and self.crew.name})
             return trial, ""
 
     def _note_lost(self, record: TrialRecord) -> None:
@@ -127,13 +129,13 @@ class Search:
             self.lost(self.untold.pop(min(self.untold)))
 
     def _say_waiting(self, held: list[FrozenTrial]) -> None:
-        """Once a trial."""
+        """Once a trial; whoever started this worker knows what the other workers of its call do."""
         for trial in held:
-            if trial.number not in self.waited_for:
+            owner, unsure = trial.user_attrs.get(OWNER) or {}, self.watch.is_unsure(trial)
+            own = self.crew is not None and owner.get("crew") == self.crew.name
+            if trial.number not in self.waited_for and (unsure or not own):
                 self.waited_for.add(trial.number)
-                owner = trial.user_attrs.get(OWNER) or {}
                 line = f"waiting for trial {trial.number} of process {owner.get('pid')} on host {owner.get('host')}"
-                unsure = self.watch.is_unsure(trial)
                 self.say(line + (f", up to {self.lease.patience:.0f} s for a sign of life" if unsure else ""))
 
     def _let_go(self, error: BaseException) -> None:
@@ -169,24 +171,30 @@ class Search:
         if self._is_deleted():
             raise deleted(self.config.name)
 
-    def _begin(self, total: int) -> None:
-        """Note what is over already; who starts a study that its failures have stopped takes them for mended."""
+    def begin(self, total: int) -> Crew:
+        """Begin a call, once for all its workers: whoever starts a study that its failures have stopped takes them for
+        mended."""
+        return Crew(uuid.uuid4().hex, self._patient(partial(self._begin, total)))
+
+    def _begin(self, total: int) -> frozenset[int]:
+        """Numbers of the trials that are over already."""
         with self._lock():
             self._require_study()
             trials = self.study.get_trials(deepcopy=False)
-            self.before = {trial.number for trial in trials if trial.state.is_finished()}
+            before = frozenset(trial.number for trial in trials if trial.state.is_finished())
             if _counted(trials) >= total or not why_stop(trials, total, self._forgiven, ()):
-                return
+                return before
             forgiven = {trial.number for trial in failures(trials)}
             self.study.set_user_attr(FORGIVEN, sorted(forgiven))
         self.say(f"the {len(forgiven)} failed trials of before do not count any more: their cause is taken for mended")
+        return before
 
     @property
     def _forgiven(self) -> list[int]:
         return list(self.study.user_attrs.get(FORGIVEN, ()))
 
     def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
-        if why := why_stop(trials, total, self._forgiven, self.before):
+        if why := why_stop(trials, total, self._forgiven, self.crew.before if self.crew else ()):
             raise StudyError(
                 f"study {self.config.name} stops: {why}; see xray-opt study show, mend the cause, run the command again"
             )
@@ -219,8 +227,10 @@ class Search:
     def _context(self, claimed: optuna.Trial) -> TrialContext:
         def suggested() -> tuple[optuna.Trial, dict[str, Scalar]]:
             # Read anew each time: what a failed try stored is not drawn again, and this trial's own sampler draws.
-            trial = optuna.Trial(self.study, claimed._trial_id)
-            return trial, suggest(trial, self.config.space, self.config.config)
+            # One draws after the other: the sampler must see the points that other workers have in work.
+            with self._lock():
+                trial = optuna.Trial(self.study, claimed._trial_id)
+                return trial, suggest(trial, self.config.space, self.config.config)
 
         trial, params = self._patient(suggested)
         origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)

@@ -15,9 +15,20 @@ from xray_opt import __version__
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import StudyError
 from xray_opt.tuning.leases import Lease
+from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.pages import trial_page
 from xray_opt.tuning.pruners import pruner_for
-from xray_opt.tuning.records import KNOWN_GOOD, Objective, StudyRecord, Tally, TrialRecord, study_record
+from xray_opt.tuning.reaping import running
+from xray_opt.tuning.records import (
+    KNOWN_GOOD,
+    OWNER,
+    Crew,
+    Objective,
+    StudyRecord,
+    Tally,
+    TrialRecord,
+    study_record,
+)
 from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
 from xray_opt.tuning.storage import open_storage, reachable, storage_url, study_lock
@@ -54,6 +65,11 @@ class OpenStudy:
         with self._existing():
             return study_record(self._study)
 
+    def is_at_work(self) -> bool:
+        """Whether a worker, of this process or another one, runs a trial of the study, as far as can be known."""
+        with self._existing():
+            return any(not is_dead(trial.user_attrs.get(OWNER)) for trial in running(self._study))
+
     @contextmanager
     def _existing(self) -> Iterator[None]:
         with reachable(self._url):
@@ -71,6 +87,7 @@ class OpenStudy:
         ended: Callable[[TrialRecord, Path], None] = lambda record, checkpoint: None,
         say: Callable[[str], None] = lambda line: None,
         lease: Lease = Lease(),
+        crew: Crew | None = None,
     ) -> Tally:
         """Run trials until ``total`` are COMPLETE or PRUNED, over all workers and calls.
 
@@ -86,6 +103,7 @@ class OpenStudy:
             ended: told of each trial that this call ran, with its checkpoint's path.
             say: one line on what is unusual.
             lease: how often a running trial gives a sign of life, and how long one without is waited for.
+            crew: the call that this worker is part of, if :meth:`begin` has begun it; none begins one.
 
         Raises:
             StudyError: too many trials failed, the first three failed alike, the storage is away, or the study is
@@ -93,10 +111,28 @@ class OpenStudy:
             XrayError: what would stop every trial.
             KeyboardInterrupt: after the running trial was marked; a later call resumes it.
         """
-        folder = self.workspace.study_folder(self.config.name) / "checkpoints"
         with reachable(self._url):
-            search = Search(self._study, self._identity, self.config, folder, lost, ended, say, lease)
-            return search.run(objective, total, timeout)
+            return self._search(lost, ended, say, lease, crew).run(objective, total, timeout)
+
+    def begin(self, total: int, say: Callable[[str], None] = lambda line: None) -> Crew:
+        """Begin a call that several workers carry out: each of them gets what this returns as its ``crew``.
+
+        Raises:
+            StudyError: the storage is away, or the study is deleted.
+        """
+        with reachable(self._url):
+            return self._search(lambda record: None, lambda record, checkpoint: None, say, Lease(), None).begin(total)
+
+    def _search(
+        self,
+        lost: Callable[[TrialRecord], None],
+        ended: Callable[[TrialRecord, Path], None],
+        say: Callable[[str], None],
+        lease: Lease,
+        crew: Crew | None,
+    ) -> Search:
+        folder = self.workspace.study_folder(self.config.name) / "checkpoints"
+        return Search(self._study, self._identity, self.config, folder, lost, ended, say, lease, crew)
 
 
 def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> OpenStudy:

@@ -1,0 +1,242 @@
+"""One contract for every launcher: the number is exact, states agree, deaths and signals lose nothing.
+
+A launcher is the options of ``tune`` that choose it; a new one is a line of ``LAUNCHERS``.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+from conftest import STUDY, make_place
+from test_workers import check_agreement, client
+
+from xray_opt.launchers import member
+from xray_opt.tuning import read_study
+
+LAUNCHERS = {"in-process": (), "processes": ("--workers", "2")}
+#: Seconds that anything may take on a loaded machine.
+LONG = 300
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request):
+    return LAUNCHERS[request.param]
+
+
+def write_study(place, name, epochs=2, **extra):
+    """A study file of the tests' tiny study under another name."""
+    text = STUDY.replace("name: tiny", f"name: {name}").replace("epochs: 2", f"epochs: {epochs}")
+    lines = [f"{key}: {value}" for key, value in extra.items()]
+    (place.workspace.studies / f"{name}.yaml").write_text("\n".join([text, *lines]))
+
+
+def trials_of(place, name, storage=None):
+    return read_study(name, place.workspace, storage).trials
+
+
+class Listening:
+    """Reads what a running command says, in a thread of its own, so that its pipe never fills up."""
+
+    def __init__(self, process):
+        self.process, self.lines = process, []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, pattern):
+        """The first match of a line."""
+        deadline = time.monotonic() + LONG
+        while time.monotonic() < deadline:
+            for line in list(self.lines):
+                if found := re.search(pattern, line):
+                    return found
+            assert self.process.poll() is None, self.text
+            time.sleep(0.05)
+        raise AssertionError(self.text)
+
+    def end(self):
+        """Exit code and standard output."""
+        out = self.process.stdout.read()
+        return self.process.wait(LONG), out
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+def slots_of(process):
+    """The slots' processes, in the order of their start."""
+    children = psutil.Process(process.pid).children()
+    return sorted((child for child in children if "xray_opt.launchers.slot" in child.cmdline()), key=lambda c: c.pid)
+
+
+def wait_until(holds, seconds=LONG):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_whole_study(tmp_path, launcher):
+    """Number, agreement, champion, settings, a storage of its own, the shape of the JSON; then nothing to do."""
+    place = make_place(tmp_path)
+    storage = f"sqlite:///{place.workspace.root}/elsewhere.db"
+    write_study(place, "whole", storage=storage)
+    arguments = ("tune", "--study", "whole", "--trials", "5", "--set", "training.batch_size=4", *launcher, "--json")
+    done = place.fresh(*arguments)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report) == [
+        "study", "stopped", "asked", "complete", "pruned", "failed", "started_now", "best", "registered",
+        "mlflow_experiment",
+    ]  # fmt: skip
+    assert (report["stopped"], report["asked"], report["started_now"]) == ("done", 5, 5)
+    assert (report["complete"] + report["pruned"], report["failed"]) == (5, 0)
+    trials, runs = check_agreement(place, "whole", storage)
+    assert {trial.state for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert {run.data.params["training.batch_size"] for run in runs.values()} == {"4"}
+    best = max(trials, key=lambda trial: (trial.value or 0, -trial.number))
+    assert report["best"]["trial"] == best.number
+    assert report["registered"]["aliases"] == ["champion"]
+    mlflow = client(place)
+    champion = mlflow.get_model_version_by_alias("xray-pneumonia", "champion")
+    assert champion.run_id == runs[best.number].info.run_id
+    assert len(mlflow.search_model_versions("name = 'xray-pneumonia'")) == 1
+    parent = mlflow.get_run(read_study("whole", place.workspace, storage).notes["mlflow_parent"])
+    assert parent.info.status == "FINISHED"
+    assert not place.workspace.study_database.exists()
+    again = json.loads(place.run(*arguments).stdout)
+    assert (again["stopped"], again["started_now"]) == ("nothing to do", 0)
+    assert len(trials_of(place, "whole", storage)) == 5
+
+
+def test_a_killed_worker_loses_nothing(tmp_path, launcher):
+    place = make_place(tmp_path)
+    write_study(place, "killed", epochs=8)
+    arguments = ("tune", "--study", "killed", "--trials", "4", *launcher)
+    process = place.start(*arguments)
+    heard = Listening(process)
+    found = heard.wait_for(r"(?:slot (\d+) · )?trial (\d+) · epoch 1/8")
+    worker = slots_of(process)[int(found[1])].pid if launcher else process.pid
+    os.kill(worker, signal.SIGKILL)
+    code, _ = heard.end()
+    if launcher:
+        assert code == 0, heard.text
+        assert f"slot {found[1]} was killed (SIGKILL; out of memory?) and is started again (1 of 3 times)" in heard.text
+    else:
+        assert place.fresh(*arguments).returncode == 0
+    trials, _ = check_agreement(place, "killed")
+    assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials) == 4
+    (lost,) = [trial for trial in trials if trial.state == "FAIL"]
+    (resumed,) = [trial for trial in trials if trial.notes.get("retry_of") == lost.number]
+    assert (lost.number, lost.reason, resumed.params) == (int(found[2]), "worker-lost", lost.params)
+    assert resumed.intermediate[1] == lost.intermediate.get(1, resumed.intermediate[1])
+    assert not list((place.workspace.study_folder("killed") / "checkpoints").glob("*"))
+
+
+def test_a_stopped_call_ends_its_workers_and_the_next_one_goes_on(tmp_path, launcher):
+    place = make_place(tmp_path)
+    write_study(place, "stopped", epochs=8)
+    arguments = ("tune", "--study", "stopped", "--trials", "3", *launcher)
+    process = place.start(*arguments)
+    heard = Listening(process)
+    heard.wait_for(r"trial \d+ · epoch 1/8")
+    slots = slots_of(process)
+    assert len(slots) == (2 if launcher else 0)
+    process.terminate()
+    code, _ = heard.end()
+    assert (code, "Traceback" in heard.text) == (130, False), heard.text
+    assert heard.lines[-1] == "interrupted; run the same command again to go on"
+    assert not [slot for slot in slots if slot.is_running()]
+    trials = trials_of(place, "stopped")
+    assert {(trial.state, trial.reason) for trial in trials} >= {("FAIL", "interrupted")}
+    assert "RUNNING" not in {trial.state for trial in trials}
+    parent = client(place).get_run(read_study("stopped", place.workspace).notes["mlflow_parent"])
+    assert parent.info.status == "KILLED"
+    assert place.fresh(*arguments).returncode == 0
+    trials, _ = check_agreement(place, "stopped")
+    assert [trial.state in ("COMPLETE", "PRUNED") for trial in trials].count(True) == 3
+    assert {trial.reason for trial in trials if trial.state == "FAIL"} == {"interrupted"}
+
+
+def test_a_timeout_starts_no_new_trial(tmp_path, launcher):
+    place = make_place(tmp_path)
+    done = place.fresh("tune", "--study", "tiny", "--trials", "500", "--timeout", "25", *launcher, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["stopped"] == "timeout"
+    assert report["complete"] == report["started_now"] < 500
+    check_agreement(place)
+    report = place.json("tune", "--study", "tiny", "--trials", "500", "--timeout", "0", *launcher)
+    assert (report["stopped"], report["started_now"]) == ("timeout", 0)
+
+
+def test_what_stops_every_trial_is_one_line_and_an_exit_code(tmp_path, launcher):
+    place = make_place(tmp_path)
+    done = place.fresh("tune", "--study", "tiny", "--set", "training.batch_size=1", *launcher)
+    assert (done.returncode, done.stderr.count("error:")) == (2, 1), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: model.batch_norm=train needs at least 2 films a batch")
+    assert "Traceback" not in done.stderr
+    trials, _ = check_agreement(place)
+    assert {trial.state for trial in trials} == {"FAIL"}
+
+
+def test_slots_end_with_their_parent_however_it_dies(tmp_path):
+    place = make_place(tmp_path)
+    write_study(place, "orphans", epochs=8)
+    arguments = ("tune", "--study", "orphans", "--trials", "3", "--workers", "2")
+    process = place.start(*arguments)
+    heard = Listening(process)
+    heard.wait_for(r"trial \d+ · epoch 1/8")
+    slots = slots_of(process)
+    assert len(slots) == 2
+    process.kill()
+    heard.end()
+    psutil.wait_procs(slots, timeout=LONG)
+    assert not [slot for slot in slots if slot.is_running()]
+    trials = trials_of(place, "orphans")
+    assert "RUNNING" not in {trial.state for trial in trials}
+    assert "interrupted" in {trial.reason for trial in trials}
+    assert place.fresh(*arguments).returncode == 0
+    trials, _ = check_agreement(place, "orphans")
+    assert [trial.state in ("COMPLETE", "PRUNED") for trial in trials].count(True) == 3
+
+
+def test_the_display_tells_which_slot_does_which_trial(tmp_path):
+    place = make_place(tmp_path)
+    done = place.fresh("tune", "--study", "tiny", "--trials", "4", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    started = re.findall(r"^(slot \d) · trial (\d) \((\d) of 4\)", done.stderr, flags=re.MULTILINE)
+    ended = re.findall(r"^(slot \d) · trial (\d): val F1", done.stderr, flags=re.MULTILINE)
+    assert sorted(trial for _, trial, _ in started) == ["0", "1", "2", "3"]
+    assert sorted((slot, trial) for slot, trial, _ in started) == sorted(ended)
+    # What the parent says, its slots do not say again, and no slot reports that it waits for another one.
+    assert done.stderr.count("shortcut screen:") == done.stderr.count("base weights are RANDOM") == 1
+    assert "waiting for trial" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "restarts"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "no slot of study tiny is left", 6),
+        ("raise SystemExit(130)", "no slot of study tiny is left", 0),
+        ("print('noise'); import sys; print('more', file=sys.stderr); sys.exit(3)", "no slot of study tiny is left", 6),
+    ],
+)
+def test_slots_that_cannot_work_end_the_call_with_one_line(tmp_path, monkeypatch, program, line, restarts):
+    place = make_place(tmp_path)
+    monkeypatch.setattr(member, "PROGRAM", ("-c", program))
+    done = place.run("tune", "--study", "tiny", "--workers", "2")
+    assert (done.returncode, done.stderr.count("error:"), done.stderr.count(line)) == (6, 1, 1), done.stderr
+    assert done.stderr.count("is started again") == restarts
+    assert ("slot 0: noise" in done.stderr or "slot 1: noise" in done.stderr) == ("noise" in program)
+    monkeypatch.undo()
+    assert place.json("tune", "--study", "tiny")["complete"] == 3

@@ -1,0 +1,180 @@
+"""The launcher of one process a slot: starts them, shows what they do, starts again what was killed, ends them all."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from xray_opt.errors import StudyError
+from xray_opt.launchers.member import Event, Member, News
+from xray_opt.launchers.slots import Slot
+from xray_opt.launchers.wire import Job, error_of
+from xray_opt.trainer import Epoch
+from xray_opt.tuning import IDENTITY, Tally, TrialRecord
+from xray_opt.workers import Work
+
+#: A slot that is killed is started again so many times in a call.
+MOST_RESTARTS = 3
+#: Seconds that the slots have to end when the call is stopped; Kubernetes and Slurm give it 30.
+GRACE = 20.0
+#: Seconds between two looks at who still runs.
+LOOK = 0.2
+#: Exit code of a slot that was told to stop.
+STOPPED = 130
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The launcher of one process a slot."""
+
+    slots: tuple[Slot, ...]
+
+    def __call__(self, work: Work, total: int, timeout: float | None) -> Tally:
+        """Run trials in all slots; see ``workers.Launcher``.
+
+        Raises:
+            XrayError: no slot could work; the line is that of the first that said why.
+            KeyboardInterrupt: after the slots have ended.
+        """
+        crew = work.opened.begin(total, work.watcher.say)
+        if timeout == 0 or work.opened.read().counted >= total:
+            return work.run(total, timeout, crew)
+        job = Job(
+            study=work.opened.config,
+            root=work.opened.workspace.root,
+            identity=str(work.opened.notes[IDENTITY]),
+            total=total,
+            timeout=timeout,
+            crew=crew,
+            memory_fraction=None,
+        )
+        team = _Team(self.slots, job, work)
+        team.run()
+        # Nothing is started here: what a slot left behind that died at the very end is taken in, and all is counted.
+        tally = work.run(total, 0.0, crew)
+        enough = tally.complete + tally.pruned >= total
+        if not enough:
+            team.require_one_that_worked()
+        return replace(tally, started_now=team.started, stopped="done" if enough else "timeout")
+
+
+class _Team:
+    """The slots of one call."""
+
+    def __init__(self, slots: tuple[Slot, ...], job: Job, work: Work) -> None:
+        self.started = 0
+        self._job, self._watcher = job, work.watcher
+        self._deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self._news: News = queue.Queue()
+        self._members = [Member(slot, self._news) for slot in slots]
+        self._said: dict[str, Member] = {}
+
+    def run(self) -> None:
+        """Start all slots and stay until the last has ended."""
+        with self._stopping():
+            for member in self._members:
+                self._start(member)
+            while self._running():
+                for member in self._over():
+                    self._after(member)
+
+    def require_one_that_worked(self) -> None:
+        """Raise what kept the slots from working, unless one of them came to its own end."""
+        if any(member.code == 0 for member in self._members):
+            return
+        for member in self._members:
+            if member.error is not None:
+                raise member.error
+        raise StudyError(
+            f"no slot of study {self._job.study.name} is left and nothing lost: see the lines above, use fewer if "
+            "memory ran out, and run the same command again"
+        )
+
+    def _start(self, member: Member) -> None:
+        left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+        member.start(replace(self._job, timeout=left))
+
+    def _running(self) -> list[Member]:
+        return [member for member in self._members if member.runs]
+
+    def _over(self) -> list[Member]:
+        """Take in what the slots tell for a moment; those that have ended meanwhile."""
+        with suppress(queue.Empty):
+            self._hear(*self._news.get(timeout=LOOK))
+        over = [member for member in self._running() if member.ended()]
+        with suppress(queue.Empty):
+            while True:
+                self._hear(*self._news.get_nowait())
+        return over
+
+    def _hear(self, member: Member, event: Event) -> None:
+        watcher, kind = self._watcher, event["event"]
+        if kind == "say":
+            self._say(member, event["line"])
+        elif kind == "started":
+            member.trial = event["trial"]
+            self.started += 1
+            watcher.placed(event["trial"], member.slot.name)
+            watcher.trial_started(event["trial"], self._job.study, event["params"])
+        elif kind == "epoch":
+            watcher.epoch(event["trial"], Epoch.from_plain(event["epoch"]))
+        elif kind == "ended":
+            member.trial = None
+            watcher.trial_ended(TrialRecord.from_dict(event["record"]))
+        elif kind == "error":
+            member.error = error_of(event)
+
+    def _say(self, member: Member, line: str) -> None:
+        """What several slots say alike is said once."""
+        if self._said.setdefault(line, member) is member:
+            self._watcher.say(f"{member.slot.name}: {line}")
+
+    def _after(self, member: Member) -> None:
+        """A slot has ended: let it be, or start it again."""
+        if member.trial is not None:
+            self._watcher.placed(member.trial, None)
+            member.trial = None
+        name, how = member.slot.name, _how(member.code or 0)
+        if member.code == 0:
+            return
+        if member.error is not None:
+            self._watcher.say(f"{name} stopped: {member.error}")
+        elif member.code == STOPPED:
+            self._watcher.say(f"{name} was told to stop; its trial is handed to the other slots")
+        elif member.restarts < MOST_RESTARTS:
+            member.restarts += 1
+            self._watcher.say(f"{name} {how} and is started again ({member.restarts} of {MOST_RESTARTS} times)")
+            self._start(member)
+        else:
+            self._watcher.say(f"{name} {how} once more and is given up")
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """End the slots with the block: they hand their trials back, and are killed if they take too long."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._stop()
+            finally:
+                for member in self._running():
+                    member.kill()
+            raise
+
+    def _stop(self) -> None:
+        for member in self._running():
+            member.stop()
+        self._watcher.say(f"the slots have {GRACE:.0f} s to hand their trials back; Ctrl-C again kills them")
+        deadline = time.monotonic() + GRACE
+        while self._running() and time.monotonic() < deadline:
+            self._over()
+
+
+def _how(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL; out of memory?)"
+    return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
