@@ -107,7 +107,11 @@ def child(script: Path, job: Mapping[str, Any], environment: Mapping[str, str] |
 
 def serve(run: Callable[[dict[str, Any]], Values]) -> None:
     """The main of a child script: the job from its file, its values to the parent."""
-    values = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        values = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    except Absent as error:
+        print(f"{_ABSENT}{error}", flush=True)
+        return
     print(_RESULT + json.dumps(values), flush=True)
 
 

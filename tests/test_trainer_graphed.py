@@ -1,20 +1,25 @@
 """Captured steps: equal to steps kernel by kernel, shared by trials, nothing stale, nothing of the capture left behind.
 
-On the CPU a recorder stands in for CUDA's: ``rerun`` calls the function again, ``traced`` repeats the very operations
-that were recorded, with every Python number of that moment, as a CUDA graph does. What only a GPU can show is at the end.
+On the CPU a recorder stands in for CUDA's: ``Rerun`` calls the function again, ``traced`` repeats the very operations
+that were recorded, with every Python number of that moment, as a CUDA graph does. What only a GPU can show is at the
+end.
 """
 
 import gc
+import itertools
 import weakref
 
 import pytest
 import torch
-from test_trainer import assert_equal_states, base, images, one_thread, settings, untimed  # noqa: F401
+from test_trainer import assert_equal_states, blobs, settings, untimed
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from xray_opt.adapter import attach, set_mode, trainable_state
 from xray_opt.adapter.folded_conv import FoldedConv
-from xray_opt.config import Config, flatten, override
+from xray_opt.backbone import Base, random_base
+from xray_opt.cache import Images, open_images
+from xray_opt.config import Config, DataConfig, Workspace, flatten, override
+from xray_opt.dataset import prepare
 from xray_opt.errors import ConfigError
 from xray_opt.loss import FocalLoss
 from xray_opt.trainer import Trainer, graphed
@@ -28,14 +33,28 @@ from xray_opt.trainer.trainer import make_optimizer
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
 
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return random_base(0)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Images:
+    root = blobs(tmp_path_factory.mktemp("films"), patients=16)
+    data = DataConfig(root=str(root), train_fraction=0.5, val_fraction=0.25, test_fraction=0.25)
+    return open_images(prepare(data), 32, Workspace(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture(autouse=True)
 def one_gradient(monkeypatch):
     """The gradient by way of the whole weight, as on a GPU: a CPU may take another way, with other rounding."""
-    original = FoldedConv.parts
+    original, threads = FoldedConv.parts, torch.get_num_threads()
     monkeypatch.setattr(FoldedConv, "parts", lambda self, dtype: original(self, dtype)._replace(sparing=False))
-    graphed._KEPT.clear()
+    torch.set_num_threads(1)  # equal to the bit means: on equally many threads
+    graphed.release()
     yield
-    graphed._KEPT.clear()
+    graphed.release()
+    torch.set_num_threads(threads)
 
 
 class Rerun:
@@ -113,7 +132,7 @@ WHICH = pytest.mark.parametrize("changed", VARIANTS, ids=lambda changed: ",".joi
 
 
 @WHICH
-def test_steps_equal_those_kernel_by_kernel_to_the_bit(base, changed):  # noqa: F811
+def test_steps_equal_those_kernel_by_kernel_to_the_bit(base, changed):
     """Dropout and stochastic depth draw, statistics move, a short batch comes between: weights, losses, draws."""
     config = settings(**changed)
     recorder = Rerun()
@@ -121,16 +140,18 @@ def test_steps_equal_those_kernel_by_kernel_to_the_bit(base, changed):  # noqa: 
     assert course(captured) == course(eager)
     assert_equal_states(captured.network, eager.network)
     assert recorder.steps == 1
-    assert not torch.equal(torch.cat([v.flatten() for v in trainable_state(eager.network).values()]), start(base, config))
+    assert not torch.equal(
+        torch.cat([v.flatten() for v in trainable_state(eager.network).values()]), start(base, config)
+    )
 
 
-def start(base, config):  # noqa: F811
+def start(base, config):
     return torch.cat([value.flatten() for value in trainable_state(attach(base, config)).values()])
 
 
 @pytest.mark.slow
 @WHICH
-def test_recorded_operations_alone_give_the_steps(base, changed):  # noqa: F811
+def test_recorded_operations_alone_give_the_steps(base, changed):
     """As in a CUDA graph, a Python number that changes between steps would be the one of the capture for ever."""
     first = settings(**changed)
     captured, eager = (Training(base, first, how, micro=3) for how in (traced, None))
@@ -150,10 +171,12 @@ def test_recorded_operations_alone_give_the_steps(base, changed):  # noqa: F811
 def near(one, other, rtol=1e-3, atol=2e-5) -> None:
     wanted = trainable_state(other)
     for name, value in trainable_state(one).items():
-        torch.testing.assert_close(value, wanted[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, wanted[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-def test_trials_of_all_ranks_alphas_and_losses_share_one_capture_even_in_turns(base):  # noqa: F811
+def test_trials_of_all_ranks_alphas_and_losses_share_one_capture_even_in_turns(base):
     recorder = Rerun()
     changes = [
         {"lora_rank": 4, "lora_alpha": 8.0},
@@ -178,7 +201,7 @@ def test_trials_of_all_ranks_alphas_and_losses_share_one_capture_even_in_turns(b
     [{"lora_stages": "late"}, {"model_dropout": 0.5}, {"model_stochastic_depth": 0.0}, {"model_batch_norm": "train"}],
     ids=str,
 )
-def test_what_the_kernels_depend_on_is_captured_anew_and_the_old_step_goes(base, changed):  # noqa: F811
+def test_what_the_kernels_depend_on_is_captured_anew_and_the_old_step_goes(base, changed):
     recorder = Rerun()
     first = Training(base, settings(), recorder)
     course(first)
@@ -217,15 +240,40 @@ def test_every_setting_is_known_to_change_the_kernels_or_not():
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-def test_parts_add_up_whether_replayed_or_not(base, batch_norm):  # noqa: F811
-    """Micro-batches of 3: 6 films are two replays, 3 are one of the whole weight, 5 are one and one kernel by kernel."""
-    config = settings(model_batch_norm=batch_norm)
-    captured, eager = (Training(base, config, how, micro=3) for how in (Rerun(), None))
+def test_gradients_of_parts_add_up_whether_replayed_or_not(base, batch_norm):
+    """Two replays of three films, and one part of two kernel by kernel."""
+    found = []
+    for how in (Rerun(), None):
+        training = Training(base, settings(model_batch_norm=batch_norm), how)
+        set_mode(training.network, True)
+        gradients, generator = training.stepper._gradients, torch.Generator().manual_seed(0)
+        for _ in range(2):  # begun again after it broke off
+            training.network.zero_grad()
+            gradients.begin()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                for films in (3, 2, 3):
+                    images = torch.randn(films, 3, 32, 32, generator=generator)
+                    gradients.part(images, torch.ones(films), films / 8)
+        gradients.end()
+        found.append(
+            {name: weight.grad for name, weight in training.network.named_parameters() if weight.requires_grad}
+        )
+    captured, eager = found
+    assert captured.keys() == eager.keys()
+    for name, gradient in eager.items():
+        assert (captured[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+    assert sum(bool(gradient.abs().max() > 0) for gradient in eager.values()) > 70
+
+
+def test_micro_batches_take_the_course_they_take_kernel_by_kernel(base):
+    """Of 3: 6 films are two replays, 3 are one of the whole weight, 5 are one and one kernel by kernel."""
+    captured, eager = (Training(base, settings(), how, micro=3) for how in (Rerun(), None))
     assert course(captured, (6, 3, 5, 6)) == pytest.approx(course(eager, (6, 3, 5, 6)), rel=1e-5)
     near(captured.network, eager.network)
 
 
-def test_a_changed_learning_rate_counts_from_the_next_step_on(base):  # noqa: F811
+def test_a_changed_learning_rate_counts_from_the_next_step_on(base):
     captured, eager = (Training(base, settings(), how) for how in (Rerun(), None))
     for training in (captured, eager):
         course(training, (6, 6))
@@ -235,15 +283,22 @@ def test_a_changed_learning_rate_counts_from_the_next_step_on(base):  # noqa: F8
     assert_equal_states(captured.network, eager.network)
 
 
-def test_addresses_stay_what_they_were(base):  # noqa: F811
+def test_addresses_stay_what_they_were(base):
     training = Training(base, settings(model_batch_norm="train"), Rerun())
     course(training, (6,))
     (captured,) = graphed._KEPT.values()
     trial = training.stepper._gradients._trial
 
     def addresses():
-        kept = [*captured._leaves, *captured.gradients, *sum(captured.statistics, []), *trial._found]
-        kept += [captured._images, captured._targets, captured._share, captured._alpha, captured._gamma, captured._total]
+        kept = [*captured._leaves, *captured.gradients, *itertools.chain(*captured.statistics), *trial._found]
+        kept += [
+            captured._images,
+            captured._targets,
+            captured._share,
+            captured._alpha,
+            captured._gamma,
+            captured._total,
+        ]
         kept += [*captured._twin.parameters(), *captured._twin.buffers(), *trial._halves, *trial._own]
         return [tensor.data_ptr() for tensor in kept]
 
@@ -255,11 +310,11 @@ def test_addresses_stay_what_they_were(base):  # noqa: F811
     assert addresses() == before
 
 
-def test_capturing_leaves_weights_statistics_and_random_numbers_alone(base):  # noqa: F811
-    training = Training(base, settings(model_batch_norm="train"), Rerun())
+def test_capturing_leaves_weights_statistics_and_random_numbers_alone(base):
+    training, batch = Training(base, settings(model_batch_norm="train"), Rerun()), torch.randn(4, 3, 32, 32)
     set_mode(training.network, True)
     before, state = trainable_state(training.network), torch.get_rng_state()
-    training.stepper._gradients._join(torch.randn(4, 3, 32, 32))
+    training.stepper._gradients._join(batch)
     after = trainable_state(training.network)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(weight.grad is None for weight in training.network.parameters())
@@ -267,7 +322,7 @@ def test_capturing_leaves_weights_statistics_and_random_numbers_alone(base):  # 
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-def test_memory_running_out_in_a_capture_equals_a_smaller_micro_batch(base, batch_norm):  # noqa: F811
+def test_memory_running_out_in_a_capture_equals_a_smaller_micro_batch(base, batch_norm):
     config, lines = settings(model_batch_norm=batch_norm), []
     halved = Training(base, config, Rerun(most=3), say=lines.append)
     asked = Training(base, config, Rerun(), micro=3)
@@ -277,7 +332,7 @@ def test_memory_running_out_in_a_capture_equals_a_smaller_micro_batch(base, batc
     assert_equal_states(halved.network, asked.network)
 
 
-def test_memory_running_out_in_a_replay_lets_go_of_the_captured_step(base):  # noqa: F811
+def test_memory_running_out_in_a_replay_lets_go_of_the_captured_step(base):
     recorder = Rerun()
     halved, asked = Training(base, settings(), recorder), Training(base, settings(), Rerun())
     course(halved, (6, 6)), course(asked, (6, 6))
@@ -291,7 +346,7 @@ def test_memory_running_out_in_a_replay_lets_go_of_the_captured_step(base):  # n
     assert old() is None
 
 
-def test_many_trials_leave_no_more_behind_than_two(base):  # noqa: F811
+def test_many_trials_leave_no_more_behind_than_two(base):
     recorder, counts = Rerun(), []
     for rank in (2, 4, 8, 3, 5, 7):
         training = Training(base, settings(lora_rank=rank), recorder)
@@ -314,9 +369,11 @@ def with_graphs(monkeypatch, recorder) -> None:
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-def test_whole_trainings_equal_and_a_resumed_one_too(base, images, tmp_path, monkeypatch, batch_norm):  # noqa: F811
+def test_whole_trainings_equal_and_a_resumed_one_too(base, images, tmp_path, monkeypatch, batch_norm):
     """Sixteen films in batches of six, a falling rate, validation between the epochs."""
-    config = settings(model_batch_norm=batch_norm, training_epochs=3, scheduler_patience=0, optimizer_learning_rate=1e-4)
+    config = settings(
+        model_batch_norm=batch_norm, training_epochs=3, scheduler_patience=0, optimizer_learning_rate=1e-4
+    )
     eager = Trainer(config, images, base)
     list(eager.epochs())
     assert len({epoch.learning_rate for epoch in eager.history}) > 1
@@ -333,7 +390,7 @@ def test_whole_trainings_equal_and_a_resumed_one_too(base, images, tmp_path, mon
     assert recorder.steps == 1
 
 
-def test_a_checkpoint_may_be_resumed_with_or_without_graphs(base, images, tmp_path):  # noqa: F811
+def test_a_checkpoint_may_be_resumed_with_or_without_graphs(base, images, tmp_path):
     config, path, lines = settings(training_epochs=2), tmp_path / "trial.pt", []
     next(Trainer(config, images, base, path).epochs())
     resumed = Trainer(override(config, {"training.cuda_graphs": True}), images, base, path, lines.append)
@@ -343,16 +400,12 @@ def test_a_checkpoint_may_be_resumed_with_or_without_graphs(base, images, tmp_pa
     assert untimed(resumed.history) == untimed(whole.history)
 
 
-def test_only_memory_is_taken_for_memory(monkeypatch):
+def test_only_memory_is_taken_for_memory():
     """A capture ends with whatever leaving it raised; what it broke off with stands behind."""
-    memory = torch.OutOfMemoryError("out")
-    try:
-        try:
-            raise memory
-        finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
-    except RuntimeError as error:
-        assert graphed._out_of_memory(error) is memory
+    memory, later = torch.OutOfMemoryError("out"), RuntimeError("operation failed due to a previous error")
+    later.__context__ = memory
+    assert graphed._out_of_memory(later) is memory
+    assert graphed._out_of_memory(memory) is memory
     assert graphed._out_of_memory(RuntimeError("other")) is None
 
 
@@ -370,7 +423,7 @@ def on_gpu(**changed):
 
 @CUDA
 @pytest.mark.parametrize("changed", VARIANTS[1:3] + VARIANTS[:1] + VARIANTS[4:5], ids=str)
-def test_on_a_gpu_two_epochs_take_the_course_without_graphs(base, images, gpu, changed):  # noqa: F811
+def test_on_a_gpu_two_epochs_take_the_course_without_graphs(base, images, gpu, changed):
     config = on_gpu(**{"training_epochs": 2} | changed)
     if changed.get("training_precision"):
         config = override(config, {"training.precision": "bf16"})
@@ -384,7 +437,7 @@ def test_on_a_gpu_two_epochs_take_the_course_without_graphs(base, images, gpu, c
 
 
 @CUDA
-def test_on_a_gpu_all_ranks_share_one_capture_and_memory_stays_flat(base, images, gpu, monkeypatch):  # noqa: F811
+def test_on_a_gpu_all_ranks_share_one_capture_and_memory_stays_flat(base, images, gpu, monkeypatch):
     captures = []
     original = graphed.Captured.record
     monkeypatch.setattr(graphed.Captured, "record", lambda self, how: (captures.append(1), original(self, how)))
@@ -403,7 +456,7 @@ def test_on_a_gpu_all_ranks_share_one_capture_and_memory_stays_flat(base, images
 
 @CUDA
 @pytest.mark.parametrize("graphs", [False, True])
-def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs):  # noqa: F811
+def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs):
     trainer = Trainer(on_gpu(training_cuda_graphs=graphs), images, base)
     trainer._train(1)  # what waits is what is made once
     generator, order = torch.Generator().manual_seed(0), [list(range(6)), list(range(6, 12))]
@@ -421,7 +474,7 @@ def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs):  # no
 @CUDA
 def test_on_a_gpu_what_cannot_be_captured_is_one_clear_line(gpu):
     value = torch.ones((), device=gpu)
-    with pytest.raises(ConfigError, match="set training.cuda_graphs=false") as caught:
+    with pytest.raises(ConfigError, match=r"set training\.cuda_graphs=false") as caught:
         graphed.record(lambda: value.fill_(float(value)), gpu)
     assert "\n" not in str(caught.value)
     assert float(torch.ones(2, device=gpu).sum()) == 2

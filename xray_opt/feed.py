@@ -63,7 +63,8 @@ class Feed:
         if not order:
             return
         # One copy for all of them: each would wait until the device has done all before it.
-        chosen = torch.from_numpy(np.concatenate(order)).to(self.device).split([len(indices) for indices in order])
+        whole = torch.from_numpy(np.concatenate(order)).to(self.device)
+        chosen = torch.split(whole, [len(indices) for indices in order])
         if self._films is not None:
             for places in chosen:
                 yield self._films[places], self._labels[places]

@@ -23,9 +23,7 @@ Forward = Callable[[Tensor], Tensor]
 class Compiled(Eager):
     """Gradients by way of a compiled network."""
 
-    def __init__(
-        self, network: nn.Module, loss: FocalLoss, precision: torch.dtype, backend: str = "inductor"
-    ) -> None:
+    def __init__(self, network: nn.Module, loss: FocalLoss, precision: torch.dtype, backend: str = "inductor") -> None:
         super().__init__(network, loss, precision)
         # It brings peft, which only LoRA waits for.
         from xray_opt.adapter.live import LiveWeights, halves

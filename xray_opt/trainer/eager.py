@@ -34,7 +34,7 @@ class Eager:
         """
         with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
             answer = self._logits(images)
-        loss = self._loss(answer.float(), targets) * share
+        loss: Tensor = self._loss(answer.float(), targets) * share
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

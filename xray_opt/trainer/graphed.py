@@ -75,7 +75,7 @@ def _warm_up(function: Callable[[], None], stream: torch.cuda.Stream, outside: t
 @lru_cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all captures: libraries keep a workspace a stream."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
@@ -189,8 +189,7 @@ class Graphed(Eager):
     def restart(self) -> None:
         """Let go of the captured step: the next one is of a smaller shape."""
         self._trial, self._shape, self._begun = None, None, False
-        _KEPT.clear()
-        gc.collect()
+        release()
 
     def _join(self, images: Tensor) -> _Trial:
         """Take over the captured step that is kept, or capture one; random numbers are as before."""
@@ -211,6 +210,12 @@ class Graphed(Eager):
 
 #: The one captured step that is kept for the trials to come.
 _KEPT: dict[Hashable, Captured] = {}
+
+
+def release() -> None:
+    """Let go of the captured step that is kept, and of its memory once no training uses it."""
+    _KEPT.clear()
+    gc.collect()
 
 
 class _Trial:
