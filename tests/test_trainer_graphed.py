@@ -81,12 +81,16 @@ def traced(function, device):
     """The operations of one call, repeated on the tensors that they were recorded with."""
     for _ in range(graphed.WARM_UP):
         function()
-    graph = make_fx(function)()
-    graph.graph.lint()
+
+    def recorded(unused):
+        function()
+        return unused
+
+    graph = make_fx(recorded)(torch.zeros(()))
 
     def replay() -> None:
         with torch.no_grad():
-            graph()
+            graph(torch.zeros(()))
 
     return replay
 
