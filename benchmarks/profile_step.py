@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from xray_opt.adapter import attach
 from xray_opt.backbone import random_base, resolve_device
 from xray_opt.config import Config, override
+from xray_opt.errors import XrayError
 
 #: MB an image that a step moves at least (bf16, 384 px; docs/performance.md): as it is done, and with all fused.
 MOVED, FLOOR = 1534, 455
@@ -55,7 +56,13 @@ def main() -> None:
         args.size, args.batch, args.rank, args.rounds = 32, 2, 2, 2
         print("toy size: these figures say nothing about speed")
     device = resolve_device(args.device)
-    found = {way: one_way(args, device, way) for way in args.ways if way in ("eager", "compile") or on_cuda(device)}
+    found: dict[str, dict[str, Any]] = {}
+    for way in args.ways:
+        try:
+            if way in ("eager", "compile") or on_cuda(device):
+                found[way] = one_way(args, device, way)
+        except XrayError as error:
+            print(f"{way}: {error}", flush=True)
     copying = copy_rate(device) if on_cuda(device) else None
     for way, result in found.items():
         print("\n".join(shown(args, way, result, copying)))

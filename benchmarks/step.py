@@ -29,6 +29,7 @@ from torch import nn
 from xray_opt.adapter import attach, lora_targets, set_mode
 from xray_opt.backbone import Base, build_network, random_base, resolve_device
 from xray_opt.config import Config, override
+from xray_opt.errors import XrayError
 from xray_opt.trainer.choice import choose
 from xray_opt.trainer.step import Stepper
 from xray_opt.trainer.trainer import make_optimizer
@@ -113,9 +114,14 @@ def measure(
         config = override(Config(), settings | {"model.batch_norm": norm} | WAYS[way])
         before = allocated(device)
         network = (attach if ours else plain_peft)(base, config).to(device, memory_format=torch.channels_last)
-        steps[name] = make_step(network, config, batch, PRECISIONS[precision], device, ours and norm == "train")
-        peaks[name] = peak_of(steps[name], device, before)
-        steps[name]()
+        step = make_step(network, config, batch, PRECISIONS[precision], device, ours and norm == "train")
+        try:
+            peaks[name] = peak_of(step, device, before)
+        except XrayError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        step()
+        steps[name] = step
     seconds = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():

@@ -53,9 +53,11 @@ def record(function: Callable[[], None], device: torch.device) -> Callable[[], N
             # The thread that reads films ahead pins memory meanwhile: that may not disturb the capture.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 function()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if memory := _out_of_memory(error):
-            raise memory from error
+            raise memory from None
         raise ConfigError(
             f"training.cuda_graphs: capturing fails here ({one_line(error)}); set training.cuda_graphs=false"
         ) from error
@@ -196,7 +198,7 @@ class Graphed(Eager):
         device = images.device
         key = (self._same, self._precision, images.shape, device)
         if key not in _KEPT:
-            _KEPT.clear()
+            release()
         gc.collect()  # what earlier trials left in cycles must not be freed in the midst of a capture
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             captured = _KEPT.get(key) or Captured(self.network, self._precision, images, self._make_forward)
@@ -214,6 +216,8 @@ _KEPT: dict[Hashable, Captured] = {}
 
 def release() -> None:
     """Let go of the captured step that is kept, and of its memory once no training uses it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # the device may still be at the last replay
     _KEPT.clear()
     gc.collect()
 
