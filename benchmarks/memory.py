@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import HERE, Column, Rounds, Thunk, Values, child, finish, interleave, parser
+from measure import HERE, Absent, Column, Rounds, Thunk, Values, child, finish, interleave, parser
 from step import PRECISIONS, VARIANTS, plain_peft
 from torch import Tensor, nn
 
@@ -53,7 +53,8 @@ def main() -> None:
         ]
     }
     sections["peak"] = interleave(peaks(args), 1, {})
-    columns["peak"] = [Column(f"b{films}", f"peak MiB of a step of {films} films", 0) for films in args.micro_batches]
+    shown = args.micro_batches if args.device != "cpu" else ()
+    columns["peak"] = [Column(f"b{films}", f"peak MiB of a step of {films} films", 0) for films in shown]
     columns["peak"] += [Column("reserved16", "peak MiB that the process reserved, 16 films", 0)]
     sections["automatic"] = interleave(choices(args), 1, {})
     columns["automatic"] = [Column("micro_batch", "micro-batch the automatic choice comes to, from 64", 0)]
@@ -113,6 +114,8 @@ def choices(args: Any) -> dict[str, Thunk]:
 
 def measured(job: dict[str, Any], variant: str, way: str) -> Values:
     """What the child process tells; Absent without CUDA."""
+    if not torch.cuda.is_available():
+        raise Absent("no CUDA GPU here")
     return child(HERE / "memory_child.py", job | {"variant": variant, "way": way})
 
 
