@@ -89,10 +89,10 @@ def saved_bytes(network: nn.Module, films: int, size: int, precision: torch.dtyp
         return value
 
     images = torch.randn(films, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            answer = logits(network, images)
-        answer.float().square().sum()
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
+    with hooks, torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        answer = logits(network, images)
+    assert answer.requires_grad
     return sum(kept.values())
 
 
@@ -114,8 +114,8 @@ def choices(args: Any) -> dict[str, Thunk]:
 
 def measured(job: dict[str, Any], variant: str, way: str) -> Values:
     """What the child process tells; Absent without CUDA."""
-    if not torch.cuda.is_available():
-        raise Absent("no CUDA GPU here")
+    if not torch.cuda.is_available() or job["device"] == "cpu":
+        raise Absent("not measured on a CPU" if job["device"] == "cpu" else "no CUDA GPU here")
     return child(HERE / "memory_child.py", job | {"variant": variant, "way": way})
 
 
