@@ -52,7 +52,7 @@ def main() -> None:
         manifest = workload.make_films(Path(folder) / "films", min(args.films, 256))
         job = workload.job_of(Path(folder), args, args.epochs, manifest, None)
         kept = ("films", "val_films", "trials", "graphs", "precision")
-        job |= {name: getattr(args, name) for name in kept} | {"manifest_root": job["root"]}
+        job |= {name: getattr(args, name) for name in kept}
         rounds = interleave(contenders(args, job, Path(folder)), args.rounds, {})
     columns = [
         Column("trials_hour", f"trials an hour; {size}", 1),

@@ -153,8 +153,12 @@ def start(base, config):
     return torch.cat([value.flatten() for value in trainable_state(attach(base, config)).values()])
 
 
+# Where norms train on six small films they magnify any other rounding, and recorded operations round otherwise.
+FROZEN = [changed for changed in VARIANTS if changed.get("model_batch_norm") != "train"]
+
+
 @pytest.mark.slow
-@WHICH
+@pytest.mark.parametrize("changed", FROZEN, ids=str)
 def test_recorded_operations_alone_give_the_steps(base, changed):
     """As in a CUDA graph, a Python number that changes between steps would be the one of the capture for ever."""
     first = settings(**changed)
