@@ -216,7 +216,7 @@ _KEPT: dict[Hashable, Captured] = {}
 
 def release() -> None:
     """Let go of the captured step that is kept, and of its memory once no training uses it."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()  # the device may still be at the last replay
     _KEPT.clear()
     gc.collect()
