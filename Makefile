@@ -76,9 +76,15 @@ bench-quality: setup
 	$(BIN)/python benchmarks/quality.py $(FILMS) --out $(RESULTS)/quality.json
 
 bench-gpu:
-	$(GPU_PYTHON) benchmarks/step.py --sizes 384/16 384/64 --precision bf16 --graphs --json $(RESULTS)/step-gpu.json
-	$(GPU_PYTHON) benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 512 --plain-workers 16 \
-	  --out $(RESULTS)/ceiling-gpu.json
+	@mkdir -p $(RESULTS)
+	$(GPU_PYTHON) benchmarks/step.py --sizes 384/16 384/64 --precision bf16 --rounds 20 --ways eager graphs compile both \
+	  --json $(RESULTS)/step-gpu.json
+	$(GPU_PYTHON) benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 1024 --batch-norm frozen \
+	  --plain-workers 16 --out $(RESULTS)/ceiling-gpu.json
+	$(GPU_PYTHON) benchmarks/memory.py --device cuda --out $(RESULTS)/memory-gpu.json
+	$(GPU_PYTHON) benchmarks/profile_step.py --device cuda --rounds 10 --ways eager graphs --out $(RESULTS)/profile-gpu.json
+	$(GPU_PYTHON) benchmarks/per_gpu.py --device cuda --batch-norm frozen --graphs --rounds 1 --out $(RESULTS)/per-gpu.json
+	$(GPU_PYTHON) benchmarks/goals.py --results $(RESULTS)
 
 .venv-bench/.installed: requirements.lock benchmarks/requirements.txt pyproject.toml
 	@command -v uv >/dev/null 2>&1 || test -x .tools/bin/uv || sh scripts/get-uv.sh $(PYTHON) .tools

@@ -4,9 +4,9 @@
     python benchmarks/ceiling.py --device cuda --sizes 384/16 384/64 --films 512 --plain-workers 16
 
 The ceiling is the Trainer's own step on one batch that lies on the device: nothing is read, resampled or moved. It
-takes turns with real epochs of the same Trainer and, with --plain-workers, with epochs of the script that a user would
-write (DataLoader, PIL, peft, autocast; G4). Runs from a bare checkout with torch, torchvision, peft, safetensors,
-numpy, pillow, scikit-learn and pyyaml.
+takes turns with real epochs of the same Trainer, on CUDA once more for both with CUDA graphs and, with --plain-workers,
+with epochs of the script that a user would write (DataLoader, PIL, peft, autocast; G4). Runs from a bare checkout with
+torch, torchvision, peft, safetensors, numpy, pillow, scikit-learn and pyyaml.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from measure import HERE, Column, Rounds, Thunk, Values, finish, interleave, par
 
 from xray_opt.adapter import set_mode
 from xray_opt.augment import plain
-from xray_opt.backbone import random_base
+from xray_opt.backbone import random_base, resolve_device
 from xray_opt.cache import Images, open_images
-from xray_opt.config import Workspace
+from xray_opt.config import Config, Workspace, override
 from xray_opt.dataset import Manifest
 from xray_opt.trainer import Trainer
 
@@ -53,9 +53,7 @@ def main() -> None:
         for size, batch in sizes:
             title = f"training films a second at {size} px, batch {batch}, BatchNorm {args.batch_norm}"
             sections[f"{size}/{batch}"] = one_size(args, manifest, Path(folder), size, batch)
-            columns[f"{size}/{batch}"] = [Column("img_s", title), Column("gpu_mib", "peak GPU memory, MiB", 0)]
-        if args.device == "cpu":
-            columns = {name: shown[:1] for name, shown in columns.items()}
+            columns[f"{size}/{batch}"] = [Column("img_s", title)]
         caches = {f"for {side} px": partial(build_cache, manifest, Path(folder), side) for side, _ in sizes}
         sections["cache"] = interleave(caches, args.rounds)
     finish(args, sections, columns | {"cache": CACHE})
@@ -66,29 +64,37 @@ def one_size(args: argparse.Namespace, manifest: Manifest, folder: Path, size: i
     images = whole_batches(manifest, size, folder / "workspace", args.films // batch * batch)
     job = {"size": size, "batch": batch, "batch_norm": args.batch_norm, "device": args.device}
     config = workload.settings(job | {"precision": args.precision, "epochs": args.rounds + 1})
-    trainer = Trainer(config, images, random_base(workload.SEED))
-    epochs = trainer.epochs()
-    steps = len(images.train) // batch
-    pixels = torch.from_numpy(images.train.batch(range(batch))).to(trainer.device)
-    resident = plain(pixels, size)
-    targets = torch.from_numpy(images.train.labels[:batch]).float().to(trainer.device)
-
-    def ceiling() -> Values:
-        set_mode(trainer.network, True)
-        began = now(trainer.device)
-        for _ in range(steps):
-            trainer._stepper.step(resident, targets)
-        return memory(trainer.device) | {"img_s": steps * batch / (now(trainer.device) - began)}
-
-    def real() -> Values:
-        return {"img_s": next(epochs).images_per_second} | memory(trainer.device)
-
-    thunks: dict[str, Thunk] = {"ceiling: one resident batch": ceiling, "Trainer, real films": real}
+    thunks = pair(config, images, "")
+    device = resolve_device(args.device)
+    if device.type == "cuda":
+        thunks |= pair(override(config, {"training.cuda_graphs": True}), images, ", CUDA graphs")
     if args.plain_workers is not None:
         sized = argparse.Namespace(**vars(args) | {"size": size, "batch": batch})
         job = workload.job_of(folder, sized, 1, manifest, len(images.train))
-        thunks["plain: DataLoader, PIL, peft"] = plain_epoch(job | {"workers": args.plain_workers}, trainer.device)
+        thunks["plain: DataLoader, PIL, peft"] = plain_epoch(job | {"workers": args.plain_workers}, device)
     return interleave(thunks, args.rounds)
+
+
+def pair(config: Config, images: Images, suffix: str) -> dict[str, Thunk]:
+    """Steps on one resident batch, and epochs, by one Trainer."""
+    trainer = Trainer(config, images, random_base(workload.SEED))
+    epochs = trainer.epochs()
+    batch, device = config.training.batch_size, trainer.device
+    steps = len(images.train) // batch
+    resident = plain(torch.from_numpy(images.train.batch(range(batch))).to(device), config.image.size)
+    targets = torch.from_numpy(images.train.labels[:batch]).float().to(device)
+
+    def ceiling() -> Values:
+        set_mode(trainer.network, True)
+        began = now(device)
+        for _ in range(steps):
+            trainer._stepper.step(resident, targets)
+        return {"img_s": steps * batch / (now(device) - began)}
+
+    def real() -> Values:
+        return {"img_s": next(epochs).images_per_second}
+
+    return {f"ceiling: one batch{suffix}": ceiling, f"Trainer, real films{suffix}": real}
 
 
 def plain_epoch(job: dict[str, Any], device: torch.device) -> Thunk:
@@ -103,7 +109,7 @@ def plain_epoch(job: dict[str, Any], device: torch.device) -> Thunk:
     def epoch() -> Values:
         began = now(device)
         one_pass(job, network, optimizer, films)
-        return {"img_s": len(job["train"]) / (now(device) - began)} | memory(device)
+        return {"img_s": len(job["train"]) / (now(device) - began)}
 
     return epoch
 
@@ -128,15 +134,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def memory(device: torch.device) -> Values:
-    """Peak GPU memory since the last look."""
-    if device.type != "cuda":
-        return {}
-    peak = torch.cuda.max_memory_allocated(device) / 2**20
-    torch.cuda.reset_peak_memory_stats(device)
-    return {"gpu_mib": peak}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ ROOT = HERE.parent
 #: The checkout comes first: a bare machine has no installed package, and another checkout's is not what is measured.
 sys.path.insert(0, str(ROOT))
 
+from xray_opt.errors import XrayError  # noqa: E402
+
 Values = dict[str, float]
 Thunk = Callable[[], Values]
 _RESULT, _ABSENT = "RESULT ", "ABSENT "
@@ -57,6 +59,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def interleave(thunks: dict[str, Thunk], rounds: int, warm_up: dict[str, Thunk] | None = None) -> Rounds:
     """Call every thunk once a round, forwards and backwards in turn, after one round that does not count.
 
+    One that lacks something, or that the product refuses with a clear line, stands in the table with that line.
+
     Args:
         warm_up: what to call in the round that does not count; none means the thunks themselves, empty no such round.
     """
@@ -67,7 +71,7 @@ def interleave(thunks: dict[str, Thunk], rounds: int, warm_up: dict[str, Thunk] 
         if name not in found.absent:
             try:
                 found.samples[name].append(thunk())
-            except Absent as error:
+            except (Absent, XrayError) as error:
                 found.absent[name] = str(error)
 
     for name, thunk in (thunks if warm_up is None else warm_up).items():
@@ -107,7 +111,11 @@ def child(script: Path, job: Mapping[str, Any], environment: Mapping[str, str] |
 
 def serve(run: Callable[[dict[str, Any]], Values]) -> None:
     """The main of a child script: the job from its file, its values to the parent."""
-    values = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        values = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    except (Absent, XrayError) as error:
+        print(f"{_ABSENT}{error}", flush=True)
+        return
     print(_RESULT + json.dumps(values), flush=True)
 
 

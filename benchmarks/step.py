@@ -1,9 +1,11 @@
 """Seconds of one training step: plain PEFT against the folded adapter, BatchNorm trained and frozen.
 
     python benchmarks/step.py --sizes 64/16 128/16 224/8 --rounds 5 --json step.json
+    python benchmarks/step.py --sizes 384/16 384/64 --precision bf16 --ways eager graphs compile --json step.json
 
-Random weights, random images, one process. The variants take turns within a round, so other load on the machine hits
-all of them: read the ratios. Runs from a bare checkout with torch, torchvision, peft and numpy.
+Random weights, random images, one process; our variants by the Trainer's own step. The variants take turns within a
+round, so other load on the machine hits all of them: read the ratios. Runs from a bare checkout with torch,
+torchvision, peft, safetensors, numpy, pillow, scikit-learn and pyyaml.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ import torch
 from torch import nn
 from twin import plain_peft
 
-from xray_opt.adapter import attach, logits, set_mode
+from xray_opt.adapter import attach, set_mode
 from xray_opt.backbone import Base, random_base, resolve_device
 from xray_opt.config import Config, override
-from xray_opt.loss import FocalLoss
+from xray_opt.errors import XrayError
+from xray_opt.trainer.choice import choose
+from xray_opt.trainer.step import Stepper
+from xray_opt.trainer.trainer import make_optimizer
 
 #: Variant → whether it is ours, and BatchNorm's mode. Ratios are to the first.
 VARIANTS = {
@@ -34,6 +39,13 @@ VARIANTS = {
     "peft, BatchNorm frozen": (False, "frozen"),
     "folded": (True, "train"),
     "folded, BatchNorm frozen": (True, "frozen"),
+}
+#: How our variants do the step: settings of the Trainer.
+WAYS = {
+    "eager": {},
+    "graphs": {"training.cuda_graphs": True},
+    "compile": {"training.compile": True},
+    "both": {"training.cuda_graphs": True, "training.compile": True},
 }
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,7 +59,7 @@ class Timing:
     batch: int
     precision: str
     device: str
-    graph: bool
+    way: str
     median: float
     fastest: float
     slowest: float
@@ -75,12 +87,12 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", nargs="+", type=size_and_batch, default=[(64, 16), (128, 16)], metavar="PX/BATCH")
-    options.add_argument("--rounds", type=int, default=5, help="Timed steps a variant, after one that is not timed.")
+    options.add_argument("--rounds", type=int, default=5, help="Timed steps a variant, after two that are not timed.")
     options.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
     options.add_argument("--rank", type=int, default=8)
     options.add_argument("--stages", choices=["early", "late", "all"], default="all")
     options.add_argument("--device", default="auto")
-    options.add_argument("--graphs", action="store_true", help="CUDA: replay each step as one graph.")
+    options.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"], help="our steps; graphs on CUDA only")
     options.add_argument("--json", type=Path, metavar="FILE")
     return options
 
@@ -96,16 +108,20 @@ def measure(
 ) -> list[Timing]:
     """Every variant at one size, taking turns."""
     settings = {"lora.rank": options.rank, "lora.stages": options.stages, "image.size": size}
-    steps, peaks, seconds = {}, {}, {name: [] for name in VARIANTS}
-    graph = options.graphs and device.type == "cuda"
-    for name, (ours, norm) in VARIANTS.items():
-        config = override(Config(), settings | {"model.batch_norm": norm})
+    steps, peaks = {}, {}
+    for name, (ours, norm, way) in contenders(options.ways, device).items():
+        config = override(Config(), settings | {"model.batch_norm": norm} | WAYS[way])
         before = allocated(device)
         network = (attach if ours else plain_peft)(base, config).to(device, memory_format=torch.channels_last)
-        step = make_step(network, size, batch, PRECISIONS[precision], device, graph)
-        step()  # makes the optimizer's state
-        peaks[name] = peak_of(step, device, before)
-        steps[name] = capture(step, device) if graph else step
+        step = make_step(network, config, batch, PRECISIONS[precision], device, ours and norm == "train")
+        try:
+            peaks[name] = peak_of(step, device, before)
+        except XrayError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        step()
+        steps[name] = step
+    seconds = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
             seconds[name].append(timed(step, device))
@@ -117,7 +133,7 @@ def measure(
             batch=batch,
             precision=precision,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            graph=graph,
+            way=contenders(options.ways, device)[name][2],
             median=(median := statistics.median(taken)),
             fastest=min(taken),
             slowest=max(taken),
@@ -129,40 +145,31 @@ def measure(
     ]
 
 
+def contenders(ways: list[str], device: torch.device) -> dict[str, tuple[bool, str, str]]:
+    """Name → whether it is ours, BatchNorm's mode, and the way of the step."""
+    found = {}
+    for name, (ours, norm) in VARIANTS.items():
+        for way in ways if ours else ["eager"]:
+            if "cuda_graphs" not in str(WAYS[way]) or device.type == "cuda":
+                found[name if way == "eager" else f"{name}, {way}"] = ours, norm, way
+    return found
+
+
 def make_step(
-    network: nn.Module, size: int, batch: int, precision: torch.dtype, device: torch.device, graph: bool
+    network: nn.Module, config: Config, batch: int, precision: torch.dtype, device: torch.device, statistics: bool
 ) -> Callable[[], None]:
     """One optimizer step on a batch that stays the same: forward, backward, AdamW."""
     set_mode(network, True)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True, capturable=graph)
-    loss = FocalLoss(0.25, 2.0)
+    gradients = choose(network, config, precision, device, "random weights", print)
+    stepper = Stepper(gradients, make_optimizer(network, config.optimizer), batch, statistics, print)
+    size = config.image.size
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     targets = (torch.arange(batch, device=device) % 2).float()
 
     def step() -> None:
-        # A graph must not find casts of weights that were made outside of it.
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32, cache_enabled=not graph):
-            answer = logits(network, images)
-        loss(answer.float(), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        stepper.step(images, targets)
 
     return step
-
-
-def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """``step`` as one CUDA graph: warm-up on a side stream, then capture (PyTorch's notes on CUDA semantics)."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:
@@ -188,8 +195,9 @@ def allocated(device: torch.device) -> int:
 
 
 def peak_of(step: Callable[[], None], device: torch.device, before: int) -> float | None:
-    """MiB of network, optimizer and one step at most, beyond the bytes that lay there ``before``; CUDA only."""
+    """MiB of network, optimizer and the first step at most, beyond what lay there ``before``; CUDA only."""
     if device.type != "cuda":
+        step()
         return None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -201,12 +209,12 @@ def peak_of(step: Callable[[], None], device: torch.device, before: int) -> floa
 def table(timings: list[Timing]) -> str:
     """The timings of one size as text."""
     head = timings[0]
-    where = head.device + (", CUDA graph" if head.graph else "")
-    lines = [f"{head.size} px, batch {head.batch}, {head.precision}, {where}"]
+    lines = [f"{head.size} px, batch {head.batch}, {head.precision}, {head.device}"]
     for timing in timings:
         peak = "" if timing.peak_mib is None else f"  peak {timing.peak_mib:7.0f} MiB"
         spread = f"{timing.fastest:.3f}–{timing.slowest:.3f}"
-        lines.append(f"  {timing.variant:26} {timing.median:7.3f} s ({spread})  ratio {timing.ratio:.2f}{peak}")
+        taken = f"{timing.median:7.3f} s ({spread})  ratio {timing.ratio:.2f}"
+        lines.append(f"  {timing.variant:34} {taken}  {timing.images_per_second:.1f} img/s{peak}")
     return "\n".join(lines)
 
 

@@ -235,13 +235,21 @@ def same(base, config, network):
     return other
 
 
-def test_training_goes_on_behind_an_evaluation_in_inference_mode(base, images):
-    network = moved(attach(base, settings(lora_stages="late")))
-    for cast in (False, True):
+@pytest.mark.parametrize("cast", [False, True])
+def test_training_behind_an_evaluation_in_inference_mode_gives_the_gradients_of_training_alone(base, images, cast):
+    """What an evaluation keeps must be neither an inference tensor nor stale when gradients are wanted."""
+    found = []
+    for looked in (False, True):
+        network = moved(attach(base, settings(lora_stages="late")))
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            evaluated(network, images)
-            set_mode(network, True)
-            logits(network, images.clone().requires_grad_()).sum().backward()
+            if looked:
+                evaluated(network, images)
+                moved(network, 3)
+            else:
+                moved(network, 3)
+            found.append(gradients(network, images.clone().requires_grad_())[1])
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+    assert all(gradient.abs().max() > 0 for gradient in found[0].values())
 
 
 def test_plain_peft_reads_what_was_folded_to_the_bit(base, images, tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as reference
-from scipy.stats import ks_2samp
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from scipy.stats import ks_2samp, norm
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, affine, crop_boxes, plain
 from xray_opt.config import AugmentConfig
@@ -220,3 +220,68 @@ def test_films_of_one_batch_may_need_different_levels() -> None:
         picture = pixels[film : film + 1].float() / 255
         theirs = reference.resized_crop(picture, top, left, height, width, [32, 32], antialias=True)[0]
         assert (ours[film] - theirs).abs()[2:-2, 2:-2].mean() < 0.02
+
+
+DRAWS, SMALL = 1200, 48
+
+
+def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of (N, s, s) images: mean and mean square of each pixel, and the variance of these means, both (2, P).
+
+    The pixels are those that no rotation brings in from beyond the crop: there the two may differ, see ``Augment``.
+    """
+    line = torch.arange(SMALL) - (SMALL - 1) / 2
+    inside = line[:, None] ** 2 + line**2 < (SMALL / 2 - 2) ** 2
+    values = images[:, inside].double()
+    both = torch.stack([values, values**2])
+    return both.mean(dim=1), both.var(dim=1) / len(images)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Moments of one film under torchvision's own pipeline with the default settings."""
+    config = AugmentConfig()
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                SMALL, (config.scale_min, config.scale_max), (config.ratio_min, config.ratio_max), antialias=True
+            ),
+            v2.RandomHorizontalFlip(config.flip),
+            v2.RandomRotation(config.rotation, InterpolationMode.BILINEAR),
+        ]
+    )
+    film = smooth(1, 72).float() / 255
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return moments(torch.cat([pipeline(film) for _ in range(DRAWS)]))
+
+
+def distance(config: AugmentConfig, theirs: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
+    """The largest difference of a moment in its own sampling errors, and what chance exceeds once in a thousand."""
+    ours = moments(grey(Augment(config, SMALL)(smooth(1, 72).expand(DRAWS, 72, 72), generator(1))))
+    scores = (ours[0] - theirs[0]).abs() / (ours[1] + theirs[1]).sqrt()
+    return float(scores.max()), float(norm.isf(0.001 / 2 / scores.numel()))
+
+
+def test_pixels_are_distributed_as_torchvisions(theirs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    found, threshold = distance(AugmentConfig(), theirs)
+    assert found < threshold
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        AugmentConfig(rotation=10.0),
+        AugmentConfig(rotation=20.0),
+        AugmentConfig(scale_min=0.85),
+        AugmentConfig(scale_min=0.5),
+        AugmentConfig(flip=0.35),
+        AugmentConfig(ratio_min=0.95, ratio_max=1.05),
+    ],
+    ids=["less rotation", "more rotation", "larger crops", "smaller crops", "fewer flips", "squarer crops"],
+)
+def test_another_distribution_of_pixels_is_told_apart(
+    altered: AugmentConfig, theirs: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    found, threshold = distance(altered, theirs)
+    assert found > threshold

@@ -163,9 +163,7 @@ def check_presence(output, section, needs):
 @pytest.mark.parametrize(("batch_norm", "more"), [("train", ["--plain-workers", "0"]), ("frozen", [])])
 def test_the_ceiling_and_real_epochs_take_turns(tmp_path, batch_norm, more):
     output, sections = toy("ceiling.py", tmp_path, "--batch-norm", batch_norm, *more)
-    names = {"ceiling: one resident batch", "Trainer, real films"} | (
-        {"plain: DataLoader, PIL, peft"} if more else set()
-    )
+    names = {"ceiling: one batch", "Trainer, real films"} | ({"plain: DataLoader, PIL, peft"} if more else set())
     assert set(sections["32/8"]["samples"]) == names
     assert all(values[0]["img_s"] > 0 for values in sections["32/8"]["samples"].values())
     assert sections["cache"]["samples"]["for 32 px"][0]["core_ms"] > 0

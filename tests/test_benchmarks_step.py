@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "step.py"
+CUDA = torch.device("cuda")
 TOY = ["--sizes", "32/2", "--rounds", "2", "--rank", "2", "--stages", "late", "--device", "cpu"]
 
 
@@ -34,12 +36,20 @@ def test_every_variant_is_timed_in_both_precisions(step, tmp_path, capsys):
         assert 0 < timing["fastest"] <= timing["median"] <= timing["slowest"]
         assert timing["images_per_second"] == pytest.approx(2 / timing["median"])
         assert timing["peak_mib"] is None
-        assert not timing["graph"]
+        assert timing["way"] == "eager"
     first = {timing["precision"]: timing["median"] for timing in timings if timing["variant"] == "peft"}
     assert all(timing["ratio"] == pytest.approx(first[timing["precision"]] / timing["median"]) for timing in timings)
     shown = capsys.readouterr().out
     assert "32 px, batch 2, fp32, cpu" in shown
     assert shown.count("ratio 1.00") >= 2
+
+
+def test_graphs_stand_beside_the_eager_steps_where_there_is_cuda(step):
+    ours = {name: way for name, (own, _, way) in step.contenders(["eager", "graphs", "both"], CUDA).items() if own}
+    assert set(ours.values()) == {"eager", "graphs", "both"}
+    assert ours["folded, BatchNorm frozen, graphs"] == "graphs"
+    assert set(step.contenders(["eager", "graphs"], torch.device("cpu"))) == set(step.VARIANTS)
+    assert all(not own or way == "compile" for own, _, way in step.contenders(["compile"], CUDA).values())
 
 
 def test_the_plain_variant_is_peft_and_the_folded_one_is_not(step):

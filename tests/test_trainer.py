@@ -28,6 +28,7 @@ from xray_opt.evaluate import evaluating, predict
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
 from xray_opt.trainer import Epoch, Trainer, discard_checkpoint, has_checkpoint
+from xray_opt.trainer.eager import Eager
 from xray_opt.trainer.records import beats, stale
 from xray_opt.trainer.step import Stepper, part_count
 from xray_opt.trainer.trainer import make_optimizer, make_plateau, seeds
@@ -302,7 +303,8 @@ def test_accumulated_parts_equal_one_batch(base: Base, micro_batch: int) -> None
         network = attach(base, config)
         optimizer = torch.optim.SGD([weight for weight in network.parameters() if weight.requires_grad], lr=1.0)
         before = trainable_state(network)
-        stepper = Stepper(network, optimizer, FocalLoss(0.25, 2.0), torch.float32, films, False, print)
+        gradients_of = Eager(network, FocalLoss(0.25, 2.0), torch.float32)
+        stepper = Stepper(gradients_of, optimizer, films, False, print)
         with evaluating(network):
             loss = stepper.step(batch, targets.float())
         gradients.append({name: before[name] - tensor for name, tensor in trainable_state(network).items()})

@@ -13,7 +13,10 @@ from xray_opt.cache import Images, open_images
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
 from xray_opt.evaluate import predict_logits
+from xray_opt.loss import FocalLoss
 from xray_opt.trainer import validation
+from xray_opt.trainer.eager import Eager
+from xray_opt.trainer.step import Stepper
 from xray_opt.trainer.validation import validation_logits
 
 CPU = torch.device("cpu")
@@ -97,3 +100,25 @@ def test_outputs_go_with_their_films(base, tmp_path, monkeypatch):
     del own
     gc.collect()
     assert not kept
+
+
+def test_what_is_kept_goes_when_training_runs_out_of_memory_and_comes_back_the_same(base, images, monkeypatch):
+    monkeypatch.setattr(validation, "_KEPT", {})
+    made = network(base, model__strategy="linear")
+    first = validation_logits(made, images.val, 32, CPU, base.sha256)
+    assert validation._KEPT
+    seen, lines = [], []
+
+    class Short(Eager):
+        def part(self, images, targets, share):
+            seen.append((len(images), len(validation._KEPT)))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("simulated")
+            return super().part(images, targets, share)
+
+    optimizer = torch.optim.SGD([weight for weight in made.parameters() if weight.requires_grad], lr=0.0)
+    stepper = Stepper(Short(made, FocalLoss(0.25, 2.0), torch.float32), optimizer, 4, False, lines.append)
+    stepper.step(torch.randn(4, 3, 32, 32), torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    assert seen == [(4, 1), (2, 0), (2, 0)]
+    assert len(lines) == 1
+    assert np.array_equal(first, validation_logits(made, images.val, 32, CPU, base.sha256))

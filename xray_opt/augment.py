@@ -110,12 +110,12 @@ def _levels(boxes: Tensor, size: int) -> list[int]:
 
 def _resample(pixels: Tensor, theta: Tensor, levels: list[int], size: int) -> Tensor:
     """Sample each film from its level of the pyramid → (B, 1, size, size) in [0, 1], black beyond the film."""
-    grey, theta = _unit(pixels), theta.to(pixels.device, non_blocking=True)
+    grey, theta = _unit(pixels), _sent(theta, pixels.device)
     if len(set(levels)) == 1:
         return _sample(_halved(grey, levels[0]), theta, size)
     sampled = grey.new_empty(len(levels), 1, size, size)
     for level in set(levels):
-        chosen = torch.tensor([film for film, own in enumerate(levels) if own == level], device=grey.device)
+        chosen = _sent(torch.tensor([film for film, own in enumerate(levels) if own == level]), grey.device)
         sampled[chosen] = _sample(_halved(grey[chosen], level), theta[chosen], size)
     return sampled
 
@@ -129,6 +129,13 @@ def _halved(grey: Tensor, level: int) -> Tensor:
 def _sample(grey: Tensor, theta: Tensor, size: int) -> Tensor:
     grid = functional.affine_grid(theta, [theta.shape[0], 1, size, size], align_corners=False)
     return functional.grid_sample(grey, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on the device, without waiting for what it is doing: so the copy has to come from pinned memory."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -60,25 +60,26 @@ class Feed:
 
     def batches(self, order: Sequence[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of ``order`` ((B,) places in the split) its (B, side, side) uint8 pixels and (B,) float labels."""
+        if not order:
+            return
+        # One copy for all of them: each would wait until the device has done all before it.
+        whole = torch.from_numpy(np.concatenate(order)).to(self.device)
+        chosen = torch.split(whole, [len(indices) for indices in order])
         if self._films is not None:
-            for indices in order:
-                yield self.take(indices), self._of(indices)
+            for places in chosen:
+                yield self._films[places], self._labels[places]
             return
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
-            coming = reader.submit(self._read, order[0]) if order else None
-            for place, indices in enumerate(order):
-                assert coming is not None
+            coming = reader.submit(self._read, order[0])
+            for number, places in enumerate(chosen, start=1):
                 pixels = coming.result()
-                if place + 1 < len(order):
-                    coming = reader.submit(self._read, order[place + 1])
-                yield self._sent(pixels), self._of(indices)
+                if number < len(order):
+                    coming = reader.submit(self._read, order[number])
+                yield self._sent(pixels), self._labels[places]
 
     def _sent(self, pixels: Tensor) -> Tensor:
         # Only from pinned memory, which is CUDA's, may a copy go on behind our back.
         return pixels.to(self.device, non_blocking=self.device.type == "cuda")
-
-    def _of(self, indices: Indices) -> Tensor:
-        return self._labels[torch.from_numpy(indices).to(self.device)]
 
     def _read(self, indices: Indices) -> Tensor:
         pixels = torch.from_numpy(np.asarray(self._pixels[self._rows[indices]]))

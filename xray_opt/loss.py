@@ -13,9 +13,11 @@ class FocalLoss(nn.Module):
     Args:
         alpha: weight of positives; negatives weigh ``1 - alpha``.
         gamma: 0 gives alpha-weighted cross-entropy.
+
+    Both may be tensors of shape (), which are read at each call.
     """
 
-    def __init__(self, alpha: float, gamma: float) -> None:
+    def __init__(self, alpha: float | Tensor, gamma: float | Tensor) -> None:
         super().__init__()
         self.alpha = alpha
         self.gamma = gamma

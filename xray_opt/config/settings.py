@@ -187,6 +187,8 @@ class TrainingConfig:
         device: ``auto`` (cuda, else mps, else cpu), ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
         precision: ``auto`` (bf16 where the device is faster with it), ``bf16`` or ``fp32``.
         compile: training steps through ``torch.compile``; the first one then takes minutes on a CPU.
+        cuda_graphs: training steps as one captured CUDA graph; on other devices without effect, and that is said.
+            Never run on hardware yet.
     """
 
     epochs: int = 20
@@ -197,6 +199,7 @@ class TrainingConfig:
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)

@@ -15,7 +15,7 @@ from xray_opt.errors import ConfigError
 SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp")
 PRUNERS = ("median", "hyperband", "none")
 #: Settings that change where and how a run is executed or recorded, but not what it computes.
-NOT_RULES = ("training.device", "training.micro_batch", "tracking.", "data.root")
+NOT_RULES = ("training.device", "training.micro_batch", "training.cuda_graphs", "tracking.", "data.root")
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ _HEADER = len(_MAGIC) + 64 + 1
 
 State = dict[str, Any]
 #: Settings that a resumed training may have changed, or that its digests stand for.
-ELSEWHERE = ("data.", "tracking.", "model.base", "training.device", "training.micro_batch")
+ELSEWHERE = ("data.", "tracking.", "model.base", "training.device", "training.micro_batch", "training.cuda_graphs")
 
 
 def identity(config: Config, base_sha256: str, manifest_sha256: str, side: int) -> dict[str, str]:
     """What has to agree between a checkpoint and the training that resumes it.
 
     ``data.*`` is represented by the manifest's digest and the side of the cached films, ``model.base`` by the base's
-    digest; ``tracking.*``, the device and the micro-batch do not change what is learned.
+    digest; ``tracking.*``, the device, the micro-batch and CUDA graphs do not change what is learned.
     """
     settings = {name: as_text(value) for name, value in flatten(config).items()}
     kept = {name: text for name, text in settings.items() if not name.startswith(ELSEWHERE)}

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from xray_opt.adapter import logits
 from xray_opt.errors import OutOfMemory
-from xray_opt.loss import FocalLoss
-from xray_opt.trainer.compiled import Compiled
+from xray_opt.trainer.eager import Eager
+from xray_opt.trainer.validation import forget
 
 
 class Stepper:
@@ -18,7 +17,8 @@ class Stepper:
 
     Parts are weighted by their films: where BatchNorm is frozen and nothing is dropped, the gradient is that of
     the whole batch. Where BatchNorm trains, its statistics are those of a part, and a part has at least two films.
-    When memory runs out the whole step is done again from the same state with parts half as large.
+    When memory runs out the whole step is done again from the same state with parts half as large, and what
+    validation keeps is let go.
 
     Attributes:
         micro_batch: most films a forward pass (one more where BatchNorm trains and one would be left alone).
@@ -26,25 +26,19 @@ class Stepper:
 
     def __init__(
         self,
-        network: nn.Module,
+        gradients: Eager,
         optimizer: torch.optim.Optimizer,
-        loss: FocalLoss,
-        precision: torch.dtype,
         micro_batch: int,
         batch_statistics: bool,
         say: Callable[[str], None],
-        compiled: Compiled | None = None,
     ) -> None:
-        """``batch_statistics`` says whether BatchNorm trains."""
-        self.network = network
+        """``gradients`` does the parts; ``batch_statistics`` says whether BatchNorm trains."""
         self.micro_batch = micro_batch
+        self._gradients = gradients
         self._optimizer = optimizer
-        self._loss = loss
-        self._precision = precision
         self._fewest = 2 if batch_statistics else 1
         self._say = say
-        self._compiled = compiled
-        self._statistics = Statistics(network) if batch_statistics else None
+        self._statistics = Statistics(gradients.network) if batch_statistics else None
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """Update the weights from (B, 3, s, s) ``images`` and (B,) ``targets``; the mean loss, detached, ().
@@ -61,8 +55,7 @@ class Stepper:
             _restore_random(device, random)
             if self._statistics:
                 self._statistics.restore()
-        if self._compiled:
-            self._compiled.end()
+        self._gradients.end()
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss
@@ -71,29 +64,24 @@ class Stepper:
         """Gradients of one batch and its loss, none where memory ran out."""
         total = torch.zeros((), device=images.device)
         parts = part_count(len(images), self.micro_batch, self._fewest)
-        if self._compiled:
-            self._compiled.begin()
         try:
+            self._gradients.begin()
             for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-                with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
-                    answer = self._compiled(some) if self._compiled else logits(self.network, some)
-                loss = self._loss(answer.float(), wanted) * (len(some) / len(images))
-                loss.backward()
-                total += loss.detach()
+                total += self._gradients.part(some, wanted, len(some) / len(images))
         except torch.OutOfMemoryError:
             return None
         return total
 
     def _halve(self, device: torch.device) -> None:
         self._optimizer.zero_grad()
+        forget()
         if self.micro_batch <= self._fewest:
             raise OutOfMemory(
                 f"memory of {device} ran out with {self.micro_batch} film(s) at a time; lower image.size, "
                 "or lora.stages=late, or free the device"
             )
         self.micro_batch = max(self._fewest, self.micro_batch // 2)
-        if self._compiled:
-            self._compiled.restart()
+        self._gradients.restart()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         self._say(f"memory of {device} ran out: going on with {self.micro_batch} films at a time, same batch")
@@ -103,21 +91,30 @@ class Statistics:
     """Running statistics of BatchNorm as they were before a step, to undo a part that ran before memory did."""
 
     def __init__(self, network: nn.Module) -> None:
-        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        buffers = [buffer for norm in norms for buffer in norm.buffers()]
-        kinds = {buffer.dtype for buffer in buffers}
-        self._live = [[buffer for buffer in buffers if buffer.dtype == kind] for kind in kinds]
+        self._live = running_statistics(network)
         self._kept = [[buffer.clone() for buffer in same] for same in self._live]
 
     def keep(self) -> None:
         """Remember the statistics; one kernel for all of a kind."""
-        for kept, live in zip(self._kept, self._live, strict=True):
-            torch._foreach_copy_(kept, live)
+        copy_statistics(self._live, self._kept)
 
     def restore(self) -> None:
         """Put back what :meth:`keep` remembered."""
-        for kept, live in zip(self._kept, self._live, strict=True):
-            torch._foreach_copy_(live, kept)
+        copy_statistics(self._kept, self._live)
+
+
+def running_statistics(network: nn.Module) -> list[list[Tensor]]:
+    """Buffers of the BatchNorm layers that are not frozen, a list for each type of number."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    buffers = [buffer for norm in norms if not norm.track_frozen for buffer in norm.buffers()]
+    kinds = dict.fromkeys(buffer.dtype for buffer in buffers)
+    return [[buffer for buffer in buffers if buffer.dtype == kind] for kind in kinds]
+
+
+def copy_statistics(source: list[list[Tensor]], target: list[list[Tensor]]) -> None:
+    """Write what :func:`running_statistics` gave into that of another network."""
+    for into, out_of in zip(target, source, strict=True):
+        torch._foreach_copy_(into, out_of)
 
 
 def part_count(films: int, micro_batch: int, fewest: int) -> int:

@@ -28,7 +28,7 @@ from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
 from xray_opt.trainer.checkpoint import Checkpoint, State, identity
-from xray_opt.trainer.compiled import Compiled
+from xray_opt.trainer.choice import choose
 from xray_opt.trainer.records import Epoch, beats, stale
 from xray_opt.trainer.statistics import BATCH, reestimate
 from xray_opt.trainer.step import Stepper
@@ -180,11 +180,9 @@ class Trainer:
     def _make_stepper(self, say: Callable[[str], None]) -> Stepper:
         training = self.config.training
         precision = resolve_precision(training.precision, self.device)
+        gradients = choose(self.network, self.config, precision, self.device, self._base_sha256, say)
         micro = training.micro_batch or training.batch_size
-        compiled = Compiled(self.network, precision) if training.compile else None
-        return Stepper(
-            self.network, self._optimizer, self._loss, precision, micro, self._trains_statistics, say, compiled
-        )
+        return Stepper(gradients, self._optimizer, micro, self._trains_statistics, say)
 
     def _remember(self, epoch: Epoch) -> None:
         """What an epoch changes for the next ones, and the checkpoint of it all."""

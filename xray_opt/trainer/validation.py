@@ -53,6 +53,11 @@ def validation_logits(
     return predict_logits(network, films, image_size, device)
 
 
+def forget() -> None:
+    """Let go of all that is kept, where memory is needed for training; it is computed again when it is asked for."""
+    _KEPT.clear()
+
+
 def _outputs(
     network: nn.Module, length: int, films: Split, image_size: int, device: torch.device, base_sha256: str
 ) -> list[Tensor] | None:
