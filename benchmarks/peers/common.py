@@ -23,6 +23,9 @@ from torchvision.models import efficientnet_v2_s
 from torchvision.ops import sigmoid_focal_loss
 
 Job = dict[str, Any]
+#: Passes of a trial that are not counted where there are more: in the first a DataLoader's workers are started, in the
+#: second this process copies, page by page, the memory that validation's workers were forked from.
+WARM_UP = 2
 _NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -161,17 +164,25 @@ class Clock:
         finally:
             self.trials.append(time.monotonic() - began)
 
-    def values(self, **more: float) -> Values:
-        """What the parent wants to know."""
-        films, seconds = (sum(column) for column in zip(*self.passes, strict=True))
+    def values(self, trials: int, **more: float) -> Values:
+        """What the parent wants to know of so many trials."""
+        films, seconds = (sum(column) for column in zip(*self._steady(trials), strict=True))
         return {
             "img_s": films / seconds,
+            "img_s_all": sum(films for films, _ in self.passes) / sum(seconds for _, seconds in self.passes),
             "trial_s": statistics.median(self.trials),
             "start_s": self.first - spawned(),
             "first_pass_s": self.passes[0][1],
             "epochs": float(len(self.passes)),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         } | more
+
+    def _steady(self, trials: int) -> list[tuple[int, float]]:
+        """The passes behind the first ones of each trial; all where trials are pruned, or too short."""
+        each, rest = divmod(len(self.passes), trials)
+        if rest or each <= WARM_UP:
+            return self.passes
+        return [one for place, one in enumerate(self.passes) if place % each >= WARM_UP]
 
 
 def suggested(trial: Any) -> tuple[float, float]:

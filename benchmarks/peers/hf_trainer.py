@@ -45,7 +45,7 @@ def run(job: Job) -> Values:
             sampler=optuna.samplers.TPESampler(seed=job["seed"]),
         )
         clock.trials.append((time.monotonic() - began) / job["trials"])
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=best.objective)
+    return clock.values(job["trials"], wall_s=time.monotonic() - spawned(), f1=best.objective)
 
 
 def arguments(job: Job, folder: str) -> transformers.TrainingArguments:

@@ -71,7 +71,7 @@ def train(job: Job) -> Values:
             return Outcome(trainer.history[trainer.best_epoch - 1].val.f1)
 
     tally = open_study(study_of(job, settings(job)), workspace, manifest.sha256).tune(objective, job["trials"])
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=_best(tally))
+    return clock.values(job["trials"], wall_s=time.monotonic() - spawned(), f1=_best(tally))
 
 
 def whole(job: Job) -> Values:
@@ -97,7 +97,7 @@ def whole(job: Job) -> Values:
     report = tune(study_of(job, config), workspace, job["trials"], watcher=watcher)
     clock.passes = [_pass(epoch, len(job["train"])) for epoch in epochs]
     rest = (sum(clock.trials) - sum(epoch.seconds for epoch in epochs)) / len(clock.trials)
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=_best(report.tally), rest_s=rest)
+    return clock.values(job["trials"], wall_s=time.monotonic() - spawned(), f1=_best(report.tally), rest_s=rest)
 
 
 def _pass(epoch: Epoch, films: int) -> tuple[int, float]:

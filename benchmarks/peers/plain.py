@@ -16,7 +16,7 @@ def run(job: Job) -> Values:
     """All trials of a job."""
     clock = Clock()
     best = search(job, lambda trial: objective(job, clock, trial))
-    return clock.values(wall_s=time.monotonic() - spawned(), f1=best)
+    return clock.values(job["trials"], wall_s=time.monotonic() - spawned(), f1=best)
 
 
 def objective(job: Job, clock: Clock, trial: Any) -> float:
