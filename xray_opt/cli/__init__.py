@@ -1,7 +1,7 @@
 """The command line: one file a group of commands; errors become one line and an exit code here, once.
 
 Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
-7 tracking · 130 interrupted (Ctrl-C, SIGTERM).
+7 tracking · 8 the service · 130 interrupted (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ COMMANDS = {
     "data": "data",
     "gc": "upkeep",
     "ui": "ui",
+    "up": "service",
+    "down": "service",
+    "status": "service",
+    "backup": "service",
+    "restore": "service",
 }
 
 
@@ -58,7 +63,7 @@ def group() -> None:
     `xray-opt data prepare FOLDER`, then `xray-opt tune`. Not for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
-    7 tracking, 130 interrupted.
+    7 tracking, 8 the service, 130 interrupted.
     """
 
 
