@@ -150,7 +150,9 @@ class Stack:
     def wipe(self) -> None:
         """Containers and volumes; the images stay."""
         if self.file.exists():
-            self.compose("down", "--volumes", "--remove-orphans", profiles=("worker", "s3", "backup", "restore"), code=None)
+            self.compose(
+                "down", "--volumes", "--remove-orphans", profiles=("worker", "s3", "backup", "restore"), code=None
+            )
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

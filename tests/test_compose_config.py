@@ -51,7 +51,9 @@ def test_a_missing_secret_is_named(name):
     assert "xray-opt up" in done.stderr
 
 
-@pytest.mark.parametrize("missing", [("XRAY_OPT_TLS_CERT", "XRAY_OPT_TLS_KEY"), ("XRAY_OPT_TLS_KEY",), ("XRAY_OPT_TLS_CERT",)])
+@pytest.mark.parametrize(
+    "missing", [("XRAY_OPT_TLS_CERT", "XRAY_OPT_TLS_KEY"), ("XRAY_OPT_TLS_KEY",), ("XRAY_OPT_TLS_CERT",)]
+)
 def test_the_network_is_not_opened_without_a_certificate(missing):
     tls = {"XRAY_OPT_TLS_CERT": "/cert.pem", "XRAY_OPT_TLS_KEY": "/key.pem"}
     given = {name: value for name, value in tls.items() if name not in missing}
@@ -101,7 +103,9 @@ def test_the_dashboard_can_be_reached_by_the_gateway_alone(services):
 def test_the_gpu_file_reserves_gpus_for_workers_alone():
     files = ("docker-compose.yml", "docker-compose.gpu.yml")
     both = json.loads(config("--format", "json", files=files, **SETTINGS).stdout)["services"]
-    devices = {name: service.get("deploy", {}).get("resources", {}).get("reservations") for name, service in both.items()}
+    devices = {
+        name: service.get("deploy", {}).get("resources", {}).get("reservations") for name, service in both.items()
+    }
     assert devices.pop("worker")["devices"][0]["capabilities"] == ["gpu"]
     assert not any(devices.values())
 
@@ -117,7 +121,9 @@ def test_images_start_from_the_two_public_tags_and_are_pinned():
         assert re.search(r"^USER (?!root|0)\S+", text, flags=re.MULTILINE), path
         assert "pip install" not in text or "--require-hashes" in text
     for path in (*ROOT.glob("docker/*/requirements.lock"), ROOT / "docker-compose.yml"):
-        assert "://" not in path.read_text().replace("http://127", "").replace("postgresql", "") or path.suffix == ".yml"
+        assert (
+            "://" not in path.read_text().replace("http://127", "").replace("postgresql", "") or path.suffix == ".yml"
+        )
 
 
 def test_the_small_image_has_the_versions_of_the_large_one_and_no_torch():
@@ -127,4 +133,6 @@ def test_the_small_image_has_the_versions_of_the_large_one_and_no_torch():
     small, large = versions(ROOT / "docker/service/requirements.lock"), versions(ROOT / "requirements.lock")
     assert "torch" not in small
     assert {"mlflow", "optuna", "optuna-dashboard", "psycopg", "boto3", "flask-wtf"} <= set(small)
-    assert {name: small[name] for name in small if name in large} == {name: large[name] for name in small if name in large}
+    assert {name: small[name] for name in small if name in large} == {
+        name: large[name] for name in small if name in large
+    }

@@ -56,7 +56,9 @@ def addresses(stack) -> list[tuple[str, str, str]]:
     assert ("MLFLOW", "PUT", "/api/2.0/mlflow-artifacts/artifacts/1") in found
     assert ("DASHBOARD", "DELETE", "/api/studies/1") in found
     more = ["/", "/no-such", "/.login", "//", "/metrics", "/graphql", "/static", "/healthy", "/health/", "/index.html"]
-    return found + [(name, method, path) for name in ("MLFLOW", "DASHBOARD") for path in more for method in ("GET", "POST")]
+    return found + [
+        (name, method, path) for name in ("MLFLOW", "DASHBOARD") for path in more for method in ("GET", "POST")
+    ]
 
 
 def is_open(name: str, method: str, path: str) -> bool:
@@ -86,7 +88,8 @@ def test_with_a_wrong_password_nothing_answers(stack, addresses):
 
 
 @pytest.mark.parametrize(
-    "value", ["Bearer abc", "Basic", "Basic !!!", "Basic YWRtaW4=", "Basic OmFk", "Digest username=admin", "Negotiate x"]
+    "value",
+    ["Bearer abc", "Basic", "Basic !!!", "Basic YWRtaW4=", "Basic OmFk", "Digest username=admin", "Negotiate x"],
 )
 def test_what_is_no_login_is_none(stack, value):
     for name, path in (("MLFLOW", "/api/2.0/mlflow/users/current"), ("DASHBOARD", "/api/studies"), ("MLFLOW", "/")):
@@ -107,7 +110,9 @@ def test_what_is_open_tells_no_secret_and_the_login_opens_the_rest(stack):
 
 
 @pytest.mark.parametrize("name", ["MLFLOW", "DASHBOARD"])
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "x"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:5000", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "x"]
+)
 def test_a_foreign_name_is_refused_even_with_the_login(stack, name, host):
     path = {"MLFLOW": "/api/2.0/mlflow/users/current", "DASHBOARD": "/api/studies"}[name]
     assert stack.ask(name, path, headers=stack.login() | {"Host": host}).status == 403
@@ -121,7 +126,9 @@ def test_a_foreign_origin_is_refused_even_with_the_login(stack, name):
     foreign = ["https://evil.example", "null", "http://localhost:1", f"https://127.0.0.1:{port}", "http://127.0.0.1"]
     for origin in (*foreign, f"http://127.0.0.1:{port}.evil.example", f"http://evil.example/127.0.0.1:{port}"):
         for method in ("GET", "POST", "DELETE", "OPTIONS"):
-            answer = stack.ask(name, path, method, stack.login() | {"Origin": origin}, body if method == "POST" else None)
+            answer = stack.ask(
+                name, path, method, stack.login() | {"Origin": origin}, body if method == "POST" else None
+            )
             assert answer.status == 403, (origin, method)
             assert "Access-Control-Allow-Origin" not in answer.headers
     own = stack.login() | {"Origin": f"http://127.0.0.1:{port}"}
@@ -164,7 +171,9 @@ def test_an_absolute_path_is_none_of_the_store(stack, start):
 
 
 @pytest.mark.parametrize("key", ["artifact_location", "artifactLocation"])
-@pytest.mark.parametrize("place", ["/etc", "file:///proc/self", "FILE:///etc", "s3://other/bucket", "./x", "ftp://h/x", "http://h/x"])
+@pytest.mark.parametrize(
+    "place", ["/etc", "file:///proc/self", "FILE:///etc", "s3://other/bucket", "./x", "ftp://h/x", "http://h/x"]
+)
 def test_nobody_chooses_where_artifacts_lie(stack, key, place):
     body = {"name": f"out of {place} {key}", key: place}
     for prefix in ("/api", "/ajax-api"):
@@ -247,7 +256,7 @@ def test_the_databases_ask_for_a_password_and_keep_to_themselves(stack):
         ("optuna", held["OPTUNA_DB_PASSWORD"], "template1"),
         ("mlflow", held["MLFLOW_DB_PASSWORD"], "optuna"),
     ):
-        with pytest.raises(psycopg.OperationalError, match="password|permission denied"):
+        with pytest.raises(psycopg.OperationalError, match=r"password|permission denied"):
             psycopg.connect(**ours, user=user, password=password, dbname=name)
 
 

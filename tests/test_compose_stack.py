@@ -1,4 +1,4 @@
-"""The service does its work: tunes from the host and in containers, keeps all through stops and restores, tells of itself."""
+"""The service does its work: tunes here and in containers, keeps all through stops and restores, tells of itself."""
 
 import json
 import os
@@ -154,13 +154,17 @@ def test_down_and_up_lose_nothing(stack, tuned_here):
 
 def test_a_database_that_restarts_under_the_service_is_found_again(stack):
     stack.compose("restart", "postgres")
-    wait_until(lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow")
+    wait_until(
+        lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow"
+    )
     wait_until(lambda: stack.ask("DASHBOARD", "/api/studies", headers=stack.login()).status == 200, "the dashboard")
 
 
 def test_a_container_that_was_made_anew_is_found_again(stack):
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "mlflow")
-    wait_until(lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow")
+    wait_until(
+        lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow"
+    )
 
 
 def test_a_backup_brings_back_what_was_wiped(stack, tuned_here):
@@ -170,7 +174,12 @@ def test_a_backup_brings_back_what_was_wiped(stack, tuned_here):
     stack.tune("--study", "tiny", "--trials", "1", "--name", "after-the-backup")
     stack.compose("down")
     for volume in ("postgres", "artifacts"):
-        subprocess.run(["docker", "volume", "rm", f"{stack.project}_{volume}"], check=True, env=stack.environment(), capture_output=True)
+        subprocess.run(
+            ["docker", "volume", "rm", f"{stack.project}_{volume}"],
+            check=True,
+            env=stack.environment(),
+            capture_output=True,
+        )
     stack.run("up")
     assert inventory(stack)["mlflow.runs"] == []
     stack.run("restore", stamp, "--yes")
@@ -220,7 +229,9 @@ def test_an_unhealthy_service_is_named_with_the_end_of_its_log_and_no_secret(sta
 def test_the_nightly_backup_makes_its_first_one_at_once(stack):
     held = set(json.loads(stack.run("status", "--json").stdout)["backups"])
     for stamp in held:
-        stack.compose("run", "--rm", "-T", "--entrypoint", "rm", "backup", "-r", f"/backups/{stamp}", profiles=("backup",))
+        stack.compose(
+            "run", "--rm", "-T", "--entrypoint", "rm", "backup", "-r", f"/backups/{stamp}", profiles=("backup",)
+        )
     stack.run("up", "--profile", "backup")
     try:
         wait_until(lambda: len(json.loads(stack.run("status", "--json").stdout)["backups"]) == 1, "a first backup")

@@ -18,7 +18,18 @@ def certificate(tmp_path_factory):
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make a certificate with")
     folder = tmp_path_factory.mktemp("tls")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     command += ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1"]
     paths = folder / "cert.pem", folder / "key.pem"
     subprocess.run([*command, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
@@ -110,7 +121,10 @@ def test_with_a_certificate_both_answer_over_tls_by_their_name_alone(opened, cer
         with pytest.raises(ssl.SSLCertVerificationError):
             opened.ask(name, path, tls=ssl.create_default_context())
     body = {"max_results": 1}
-    login = opened.login() | {"Host": f"{NAME}:{opened.port('MLFLOW')}", "Origin": f"https://{NAME}:{opened.port('MLFLOW')}"}
+    login = opened.login() | {
+        "Host": f"{NAME}:{opened.port('MLFLOW')}",
+        "Origin": f"https://{NAME}:{opened.port('MLFLOW')}",
+    }
     posted = opened.ask("MLFLOW", "/api/2.0/mlflow/experiments/search", "POST", login, body, trusting(certificate))
     assert posted.status == 200
 
@@ -130,7 +144,7 @@ def test_the_database_takes_no_connection_without_tls(opened):
     ours |= {"password": opened.values()["OPTUNA_DB_PASSWORD"], "connect_timeout": 30}
     with psycopg.connect(**ours, sslmode="require") as database:
         assert database.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone() == (True,)
-    with pytest.raises(psycopg.OperationalError, match="no encryption|pg_hba"):
+    with pytest.raises(psycopg.OperationalError, match=r"no encryption|pg_hba"):
         psycopg.connect(**ours, sslmode="disable")
 
 
@@ -138,15 +152,20 @@ def test_old_versions_of_tls_are_refused(opened):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises((ssl.SSLError, OSError)), socket.create_connection(("127.0.0.1", opened.port("MLFLOW")), 30) as plain:
+    with (
+        pytest.raises((ssl.SSLError, OSError)),
+        socket.create_connection(("127.0.0.1", opened.port("MLFLOW")), 30) as plain,
+    ):
         context.wrap_socket(plain)
 
 
 def test_a_worker_container_gets_to_the_service_by_its_name(opened, certificate):
-    code = "from xray_opt.mlflow_client import connect; from xray_opt.config import TrackingConfig, Workspace; \
-from xray_opt.tuning import list_studies; w = Workspace.here(); connect(TrackingConfig(), w); print(len(list_studies(w)))"
-    start = "sed 's/exec python3 -m xray_opt/exec python3/' /opt/worker/start.sh >/tmp/start.sh; exec sh /tmp/start.sh -c \"$0\""
-    given = {"XRAY_OPT_TLS_CA": str(certificate[0])}
-    command = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "worker", "-c", start, code)
-    done = opened.compose(*command, profiles=("worker",), **given)
-    assert done.stdout.strip().isdigit()
+    work = {"XRAY_OPT_TLS_CA": str(certificate[0]), "XRAY_OPT_FILMS": str(opened.place.films)}
+    film = next(iter(sorted(opened.place.films.glob("test/*/*.jpeg")))).relative_to(opened.place.films)
+    asked = ("run", "--rm", "--no-deps", "-T", "worker")
+    told = opened.compose(*asked, "compare", "no-such-study", profiles=("worker",), code=6, **work)
+    assert "no study" in told.stderr
+    model = ("predict", f"/films/{film}", "--model", "models:/no-such-model@champion")
+    told = opened.compose(*asked, *model, profiles=("worker",), code=7, **work)
+    assert "no-such-model" in told.stderr
+    assert "SSL" not in told.stderr

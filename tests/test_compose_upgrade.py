@@ -64,7 +64,7 @@ def test_up_backs_up_and_upgrades_older_tables_with_what_they_hold(stack):
     }
     backups = json.loads(stack.run("status", "--json").stdout)["backups"]
     stopped(stack)
-    # MLflow's own migrations go one step down here; a revision further back is told, not gone to, as some have no way back.
+    # One step by the migrations' own way down: some have none.
     assert go_down(stack, "mlflow", "-1") != heads["mlflow"]
     assert go_down(stack, "optuna", "-1") != heads["optuna"]
     stack.run("up")

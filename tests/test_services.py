@@ -101,7 +101,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(workspace, lines,
 
 def test_with_a_certificate_the_addresses_are_those_of_its_name(workspace):
     lines = ["POSTGRES_PASSWORD=x", "XRAY_OPT_BIND=0.0.0.0", "XRAY_OPT_HOST=films.example.org"]
-    (workspace.root / ".env").write_text("\n".join([*lines, "XRAY_OPT_TLS_CERT=/etc/hosts", "XRAY_OPT_TLS_KEY=/etc/hosts"]))
+    (workspace.root / ".env").write_text(
+        "\n".join([*lines, "XRAY_OPT_TLS_CERT=/etc/hosts", "XRAY_OPT_TLS_KEY=/etc/hosts"])
+    )
     values = ensure_environment(workspace, {})
     assert values["MLFLOW_TRACKING_URI"] == "https://films.example.org:5000"
     assert values["XRAY_OPT_STORAGE"].endswith("@films.example.org:15432/optuna?sslmode=require")
@@ -130,6 +132,9 @@ def test_what_docker_prints_becomes_one_line(output, said):
     assert "\n" not in line
 
 
+ENGINE = 'if [ "$1" = compose ]; then echo 2.30.1; else echo "{}" >&2; exit 1; fi'
+
+
 def fake_docker(folder, body):
     folder.mkdir(exist_ok=True)
     script = folder / "docker"
@@ -143,16 +148,24 @@ def fake_docker(folder, body):
         (None, "no docker command"),
         ("echo \"docker: 'compose' is not a docker command.\" >&2; exit 1", "install the compose plugin"),
         ("echo 2.5.0", "needs 2.20 or newer"),
-        ('case "$*" in "compose version --short") echo 2.30.1 ;; *) echo "Cannot connect to the Docker daemon" >&2; exit 1 ;; esac', "no Docker engine"),
-        ('case "$*" in "compose version --short") echo 2.30.1 ;; *) echo "permission denied: docker.sock socket" >&2; exit 1 ;; esac', "group docker"),
+        (ENGINE.format("Cannot connect to the Docker daemon"), "no Docker engine"),
+        (ENGINE.format("permission denied on the socket"), "group docker"),
     ],
 )
 @pytest.mark.parametrize("command", ["up", "down", "status", "backup"])
-def test_without_a_usable_docker_every_command_says_what_to_do_and_leaves_nothing(workspace, tmp_path, body, said, command):
+def test_without_a_usable_docker_every_command_says_what_to_do_and_leaves_nothing(
+    workspace, tmp_path, body, said, command
+):
     if body is not None:
         fake_docker(tmp_path / "bin", body)
-    env = {"PATH": f"{tmp_path / 'bin'}:/no-such", "XRAY_OPT_HOME": str(tmp_path / "own"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    done = subprocess.run([sys.executable, "-m", "xray_opt", command], env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        "PATH": f"{tmp_path / 'bin'}:/no-such",
+        "XRAY_OPT_HOME": str(tmp_path / "own"),
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "xray_opt", command], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 8, done.stderr
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

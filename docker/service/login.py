@@ -19,7 +19,9 @@ def login() -> Authorization | Response:
         return make_basic_auth_response()
     found = authenticate_request_basic_auth()
     if isinstance(found, Authorization) and request.path.endswith("/mlflow/experiments/create") and _names_a_place():
-        return make_response("artifact_location is refused: the artifacts of this service lie where it keeps them\n", 403)
+        return make_response(
+            "artifact_location is refused: the artifacts of this service lie where it keeps them\n", 403
+        )
     return found
 
 

@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> None:
 
 def make_databases() -> None:
     """Roles with the passwords of the environment, and a database each that the other role cannot enter."""
-    with psycopg.connect(host="postgres", user="postgres", password=os.environ["POSTGRES_PASSWORD"], autocommit=True) as db:
+    with psycopg.connect(
+        host="postgres", user="postgres", password=os.environ["POSTGRES_PASSWORD"], autocommit=True
+    ) as db:
         for name, variable in PASSWORDS.items():
             verb = "ALTER" if _exists(db, "pg_roles", "rolname", name) else "CREATE"
             password = sql.Literal(os.environ[variable])
@@ -92,7 +94,7 @@ def bring_up_to_date() -> None:
 
 
 def connection(database: str) -> psycopg.Connection:
-    """As the role that owns the database; libpq takes the password from the environment, as MLflow's and Optuna's do."""
+    """As the role that owns the database; libpq takes the password from the environment, for MLflow and Optuna too."""
     os.environ["PGPASSWORD"] = os.environ[PASSWORDS[database]]
     return psycopg.connect(host="postgres", user=database, dbname=database)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 import click
@@ -101,7 +102,7 @@ def status(as_json: bool) -> None:
 
 
 def _print(found: Status) -> None:
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from xray_opt.services import when
 
@@ -113,7 +114,7 @@ def _print(found: Status) -> None:
     if not found.backups:
         click.echo("backups: none; xray-opt backup makes one, the profile backup one every night")
         return
-    age = (datetime.now(timezone.utc) - when(found.backups[0])).total_seconds()
+    age = (datetime.now(UTC) - when(found.backups[0])).total_seconds()
     click.echo(f"last backup: {found.backups[0]}, {duration(max(age, 0.0))} ago; {len(found.backups)} kept")
 
 

@@ -96,7 +96,9 @@ class Compose:
     def last_lines(self, service: str, count: int = 8) -> str:
         """The end of a service's log on one line, without secrets."""
         done = self.run("logs", "--no-color", "--no-log-prefix", "--tail", str(count), service, codes=(0, 1))
-        return masked(" | ".join(line.strip() for line in done.stdout.splitlines() if line.strip()), self.values)[-1200:]
+        return masked(" | ".join(line.strip() for line in done.stdout.splitlines() if line.strip()), self.values)[
+            -1200:
+        ]
 
     def failure(self, output: str, action: str) -> ServiceError:
         """What ``docker`` printed, as one line that says what to do."""
@@ -132,7 +134,9 @@ def explained(output: str, action: str) -> str:
         where = os.environ.get("DOCKER_HOST", "its usual socket")
         return f"no Docker engine answers at {where}: start it (systemctl start docker), or set DOCKER_HOST"
     if "is not a docker command" in text or "unknown command" in text or "unknown shorthand flag" in text:
-        return "docker has no compose: install the compose plugin (docker-compose-plugin, or docker-compose of Debian 13)"
+        return (
+            "docker has no compose: install the compose plugin (docker-compose-plugin, or docker-compose of Debian 13)"
+        )
     if "address already in use" in text or "port is already allocated" in text:
         return f"a port of the service is taken: set another one in .env (XRAY_OPT_…_PORT): {_end(output)}"
     return f"docker compose {action} failed: {_end(output) or 'it printed nothing'}"

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from xray_opt.config import Workspace
 from xray_opt.errors import ServiceError
 
-HEAD = "# Secrets and addresses of the tracking service (docs/service.md). Made by xray-opt up; keep it as you keep a backup.\n"
+HEAD = "# Secrets and addresses of the tracking service (docs/service.md), made by xray-opt up. Keep it as you keep a backup."
 #: Made once, by chance; 32 bytes each.
 SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
@@ -112,8 +112,8 @@ def check(values: Mapping[str, str], path: Path) -> None:
     missing = [name for name in needed if not values.get(name)]
     if is_open(values) and missing:
         raise ServiceError(
-            f"XRAY_OPT_BIND={values['XRAY_OPT_BIND']} opens the service to the network: set {', '.join(missing)} in {path} "
-            "as well (docs/service.md), or take XRAY_OPT_BIND out"
+            f"XRAY_OPT_BIND={values['XRAY_OPT_BIND']} opens the service to the network: set {', '.join(missing)} in "
+            f"{path} as well (docs/service.md), or take XRAY_OPT_BIND out"
         )
     if len(missing) == len(TLS):
         return
@@ -159,7 +159,7 @@ def _write(path: Path, values: Mapping[str, str]) -> None:
     """Comments and order of a file that is there are kept; written whole or not at all, readable by its owner alone."""
     rest = dict(values)
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else [HEAD.rstrip()]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else [HEAD]:
         match = _LINE.match(line)
         if match and match[1] in rest:
             value = rest.pop(match[1])

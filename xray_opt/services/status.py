@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from xray_opt.config import Workspace
@@ -21,7 +21,7 @@ VERSIONS = {
     "optuna-dashboard": (
         "python3",
         "-c",
-        "from importlib.metadata import version as v; print('optuna-dashboard', v('optuna-dashboard'), 'optuna', v('optuna'))",
+        "from importlib.metadata import version as v; print('optuna', v('optuna'), 'dashboard', v('optuna-dashboard'))",
     ),
     "gateway": ("sh", "-c", "nginx -v 2>&1"),
 }
@@ -96,12 +96,14 @@ def backups(compose: Compose) -> tuple[str, ...]:
 
 def when(stamp: str) -> datetime:
     """The time in a backup's name."""
-    return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _state(compose: Compose, container: dict[str, Any], running: set[str]) -> ServiceState:
     name = str(container["Service"])
-    published = {f"{p['URL']}:{p['PublishedPort']}" for p in container.get("Publishers") or () if p.get("PublishedPort")}
+    published = {
+        f"{p['URL']}:{p['PublishedPort']}" for p in container.get("Publishers") or () if p.get("PublishedPort")
+    }
     return ServiceState(
         name,
         str(container["Name"]),
