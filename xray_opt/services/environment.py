@@ -16,7 +16,7 @@ from urllib.parse import quote
 from xray_opt.config import Workspace
 from xray_opt.errors import ServiceError
 
-HEAD = "# Secrets and addresses of the tracking service (docs/service.md), made by xray-opt up. Keep it as you keep a backup."
+HEAD = "# Secrets and addresses of the tracking service (docs/service.md), made by xray-opt up. Keep it like a backup."
 #: Made once, by chance; 32 bytes each.
 SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
@@ -63,8 +63,8 @@ def read_environment(workspace: Workspace) -> dict[str, str]:
 
 
 def _plain(value: str) -> str:
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
+    if quoted := re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value):
+        return quoted[2]
     return re.split(r"\s#", value, maxsplit=1)[0].rstrip()
 
 
