@@ -51,19 +51,6 @@ def test_a_missing_secret_is_named(name):
     assert "xray-opt up" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "missing", [("XRAY_OPT_TLS_CERT", "XRAY_OPT_TLS_KEY"), ("XRAY_OPT_TLS_KEY",), ("XRAY_OPT_TLS_CERT",)]
-)
-def test_the_network_is_not_opened_without_a_certificate(missing):
-    tls = {"XRAY_OPT_TLS_CERT": "/cert.pem", "XRAY_OPT_TLS_KEY": "/key.pem"}
-    given = {name: value for name, value in tls.items() if name not in missing}
-    done = config("-q", XRAY_OPT_BIND="0.0.0.0", **SETTINGS, **given)
-    assert done.returncode != 0
-    assert missing[0] in done.stderr
-    assert "unset XRAY_OPT_BIND" in done.stderr.replace("Unset", "unset")
-    assert config("-q", XRAY_OPT_BIND="0.0.0.0", **SETTINGS, **tls).returncode == 0
-
-
 def test_everything_is_published_on_this_machine_alone(services):
     published = [port for service in services.values() for port in service.get("ports", ())]
     assert len(published) == 3

@@ -62,6 +62,13 @@ def test_ports_of_the_first_start_come_from_the_shell(workspace, monkeypatch):
     assert ":25432/" in ensure_environment(workspace, {})["XRAY_OPT_STORAGE"]
 
 
+def test_opening_from_the_shell_is_checked_as_well(workspace, monkeypatch):
+    monkeypatch.setenv("XRAY_OPT_BIND", "0.0.0.0")
+    with pytest.raises(ServiceError, match="XRAY_OPT_TLS_CERT"):
+        ensure_environment(workspace, {})
+    assert not (workspace.root / ".env").exists()
+
+
 def test_a_password_with_signs_of_an_address_is_escaped(workspace):
     (workspace.root / ".env").write_text("POSTGRES_PASSWORD=x\nOPTUNA_DB_PASSWORD=p@ss/w:d\n")
     values = ensure_environment(workspace, {})
@@ -176,11 +183,10 @@ def test_the_compose_file_is_that_of_the_checkout():
     assert compose_file().name == "docker-compose.yml"
 
 
-def test_settings_of_the_file_win_over_the_shell_and_this_machine_opens_nothing(workspace, monkeypatch):
+def test_settings_of_the_file_win_over_the_shell(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of another server")
-    compose = Compose(workspace, compose_file(), {"MLFLOW_TRACKING_PASSWORD": "ours", "XRAY_OPT_BIND": "127.0.0.1"})
+    compose = Compose(workspace, compose_file(), {"MLFLOW_TRACKING_PASSWORD": "ours"})
     assert compose.environment()["MLFLOW_TRACKING_PASSWORD"] == "ours"
-    assert compose.environment()["XRAY_OPT_BIND"] == ""
     assert "ours" not in repr(compose)
 
 

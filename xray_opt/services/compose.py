@@ -57,11 +57,8 @@ class Compose:
         return [*head, *(part for name in self.profiles for part in ("--profile", name)), *arguments]
 
     def environment(self) -> dict[str, str]:
-        """The shell's variables with those of ``.env`` over them; an address on this machine opens nothing."""
-        merged = os.environ | dict(self.values)
-        if merged.get("XRAY_OPT_BIND") and merged["XRAY_OPT_BIND"] == "127.0.0.1":
-            merged["XRAY_OPT_BIND"] = ""
-        return merged
+        """The shell's variables with those of ``.env`` over them."""
+        return os.environ | dict(self.values)
 
     def run(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
         """Run it to its end.

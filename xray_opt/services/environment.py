@@ -36,6 +36,7 @@ DEFAULTS = {
 ADDRESSES = ("MLFLOW_TRACKING_URI", "XRAY_OPT_STORAGE", "XRAY_OPT_DASHBOARD_URL")
 PORTS = ("XRAY_OPT_MLFLOW_PORT", "XRAY_OPT_DASHBOARD_PORT", "XRAY_OPT_POSTGRES_PORT")
 TLS = ("XRAY_OPT_TLS_CERT", "XRAY_OPT_TLS_KEY")
+OPENING = ("XRAY_OPT_BIND", "XRAY_OPT_HOST", *TLS)
 LOCAL = re.compile(r"127(\.\d+){3}|localhost|::1|\[::1\]")
 _LINE = re.compile(r"^(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$")
 
@@ -84,9 +85,9 @@ def ensure_environment(workspace: Workspace, more: Mapping[str, str]) -> dict[st
             f"{path} names servers that are not this service ({', '.join(n for n in ADDRESSES if held.get(n))}): "
             "move it away, or start the service in another workspace (XRAY_OPT_HOME)"
         )
-    chosen = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
+    shell = {name: value for name in (*DEFAULTS, *OPENING) if (value := os.environ.get(name))}
     made = {name: secrets.token_urlsafe(32) for name in SECRETS}
-    wanted = chosen | made | dict(more) | {name: value for name, value in held.items() if value}
+    wanted = DEFAULTS | shell | made | dict(more) | {name: value for name, value in held.items() if value}
     check(wanted, path)
     wanted |= addresses(wanted)
     if wanted != held:
