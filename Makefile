@@ -99,6 +99,8 @@ lock:
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 	$(UV) pip compile docker/service/requirements.in -c requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/service/requirements.lock
+	$(UV) pip compile docker/installer.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/installer.lock
 	$(UV) pip compile docker/s3/requirements.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/s3/requirements.lock
 

@@ -16,7 +16,7 @@ for database in optuna mlflow; do
     psql -qX -v ON_ERROR_STOP=1 -d postgres <<SQL
 SELECT 'CREATE ROLE $database' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$database') \gexec
 DROP DATABASE IF EXISTS ${database}_restored WITH (FORCE);
-CREATE DATABASE ${database}_restored OWNER $database;
+CREATE DATABASE ${database}_restored OWNER $database TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C';
 SQL
     pg_restore --exit-on-error --no-owner --role="$database" -d "${database}_restored" "$from/$database.dump"
 done

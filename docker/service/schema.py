@@ -65,7 +65,9 @@ def make_databases() -> None:
             password = sql.Literal(os.environ[variable])
             db.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(sql.SQL(verb), sql.Identifier(name), password))
             if not _exists(db, "pg_database", "datname", name):
-                db.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
+                # Its own encoding, whatever the cluster was made with.
+                made = "CREATE DATABASE {0} OWNER {0} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
+                db.execute(sql.SQL(made).format(sql.Identifier(name)))
         for name in (*PASSWORDS, "postgres", "template1"):
             db.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
 
