@@ -143,7 +143,11 @@ class Stack:
             typed = {"Content-Type": "application/json"} if data else {}
             connection.request(method, path, body=data, headers=typed | (headers or {}))
             answer = connection.getresponse()
-            return Answer(answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace"))
+            return Answer(
+                answer.status,
+                {name.lower(): value for name, value in answer.getheaders()},
+                answer.read().decode(errors="replace"),
+            )
         finally:
             connection.close()
 
