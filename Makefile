@@ -48,7 +48,7 @@ test-real: setup
 	$(PYTEST) -m real_data tests
 
 test-compose: setup
-	$(PYTEST) -m compose --timeout 1500 $(PYTEST_ARGS) tests
+	$(PYTEST) --timeout 1500 $(PYTEST_ARGS) tests/test_compose_*.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from xray_opt.config import Workspace
@@ -205,8 +204,3 @@ def _watch(process: subprocess.Popen[bytes] | subprocess.Popen[str], tell: Calla
             process.wait(1.0)
         except subprocess.TimeoutExpired:
             continue
-
-
-def password_place(workspace: Workspace) -> Path:
-    """Where the password lies that is never printed."""
-    return environment_path(workspace)
