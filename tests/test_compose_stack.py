@@ -195,6 +195,7 @@ def test_a_damaged_or_unknown_backup_changes_nothing(stack, tuned_here):
     stack.compose("run", "--rm", "-T", "--entrypoint", "sh", "backup", "-c", spoil, profiles=("backup",))
     assert "damaged" in stack.run("restore", stamp, "--yes", code=8).stderr
     assert "no backup" in stack.run("restore", "20010101T000000Z", "--yes", code=8).stderr
+    assert stack.ask("MLFLOW", "/health").status == 200  # not even stopped
     assert inventory(stack) == before
     stack.compose("run", "--rm", "-T", "--entrypoint", "rm", "backup", "-r", f"/backups/{stamp}", profiles=("backup",))
 

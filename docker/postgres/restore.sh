@@ -1,5 +1,6 @@
 #!/bin/bash
-# restore.sh STAMP   put a backup back: databases and artifacts as they were, what is there now is replaced
+# restore.sh STAMP         put a backup back: databases and artifacts as they were, what is there now is replaced
+# restore.sh STAMP check   only look whether it is there and whole
 #
 # Nothing may use the databases meanwhile: `xray-opt restore` stops it first. All is unpacked beside what is there
 # before the first thing is replaced, so a damaged backup or a full disk changes nothing.
@@ -11,6 +12,7 @@ from=/backups/${1:-}
     exit 2
 }
 (cd "$from" && sha256sum --check --quiet SHA256SUMS) || { echo "restore: $1 is damaged; nothing was changed" >&2; exit 1; }
+[ "${2:-}" != check ] || exit 0
 
 for database in optuna mlflow; do
     psql -qX -v ON_ERROR_STOP=1 -d postgres <<SQL

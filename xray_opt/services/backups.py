@@ -26,17 +26,19 @@ def restore(workspace: Workspace, stamp: str, progress: Say) -> None:
     """Replace databases and artifacts by a backup's, with nothing running on them, and start all again.
 
     Raises:
-        ServiceError: no such backup, or it is damaged: nothing is changed then, and all is started again.
+        ServiceError: no such backup, or it is damaged: nothing is stopped then.
     """
     if not STAMP.fullmatch(stamp):
         raise ServiceError(f"{stamp!r} is no backup's name such as 20260131T020000Z: xray-opt status lists them")
     everything = service(workspace, ("restore", "worker", "backup", "s3"))
+    alone = dataclasses.replace(everything, profiles=("restore",))
+    alone.run("run", "--rm", "-T", "restore", stamp, "check")
     profiles = running_profiles(everything)
     progress("stopping what uses the databases")
     everything.run("stop", "worker", "backup", "s3", "gateway", "mlflow", "optuna-dashboard")
     progress(f"restoring {stamp}")
     try:
-        dataclasses.replace(everything, profiles=("restore",)).run("run", "--rm", "-T", "restore", stamp)
+        alone.run("run", "--rm", "-T", "restore", stamp)
     finally:
         up(workspace, profiles, build=False, workers=None, progress=progress)
 
