@@ -57,6 +57,7 @@ def test_plain_compose_refuses_older_tables_and_names_the_command(stack):
 
 
 def test_up_backs_up_and_upgrades_older_tables_with_what_they_hold(stack):
+    stack.run("up")
     heads = {name: revision(stack, name) for name in ("mlflow", "optuna")}
     held = {
         "mlflow": stack.sql("mlflow", "SELECT run_uuid, name, status FROM runs ORDER BY 1"),

@@ -159,8 +159,8 @@ def _start(compose: Compose, scale: Sequence[str], progress: Say) -> None:
     deadline = time.monotonic() + PATIENCE
     process = compose.start("up", "--detach", "--remove-orphans", *scale)
     while True:
+        ended = process.poll() is not None  # looked at first: what is not up afterwards was not brought up
         waiting = unready(compose)
-        ended = process.poll() is not None
         if ended and process.returncode:
             assert process.stderr is not None
             raise _broken(compose, process.stderr.read())
@@ -174,9 +174,9 @@ def _start(compose: Compose, scale: Sequence[str], progress: Say) -> None:
 
 
 def unready(compose: Compose) -> dict[str, str]:
-    """Service → state of every container that is not as it should be yet."""
-    found = {str(c["Service"]): _state(c) for c in compose.containers()}
-    return {name: state for name, state in found.items() if state not in ("healthy", "done")}
+    """Service → state of every container that is not as it should be yet; of several workers the last such one's."""
+    found = ((str(c["Service"]), _state(c)) for c in compose.containers())
+    return {name: state for name, state in found if state not in ("healthy", "done")}
 
 
 def _state(container: dict[str, Any]) -> str:
