@@ -2,8 +2,9 @@
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
 # make test    set-up and the fast tests        make test-slow, make test-real   the rest of what CI runs
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
+# make up      the tracking service in Docker   make down, make status; make test-compose tests it on a Docker engine
 # make bench   side by side with other tools    make bench-long, bench-gpu, bench-quality   see benchmarks/README.md
-.PHONY: setup demo test test-slow test-real check tune ui clean lock bench bench-long bench-gpu \
+.PHONY: setup demo test test-slow test-real test-compose check tune ui up down status clean lock bench bench-long bench-gpu \
   bench-quality
 .DEFAULT_GOAL := help
 
@@ -27,7 +28,7 @@ FILMS = $(if $(DATA),--data '$(DATA)')
 GPU_PYTHON ?= $(PYTHON)
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,6p' Makefile
 
 setup: $(STAMP)
 
@@ -42,13 +43,16 @@ demo: setup
 	@sh scripts/demo.sh
 
 test: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data and not compose" $(PYTEST_ARGS) tests
 
 test-slow: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data and not compose" $(PYTEST_ARGS) tests
 
 test-real: setup
 	$(PYTEST) -m real_data tests
+
+test-compose: setup
+	$(PYTEST) --timeout 1500 $(PYTEST_ARGS) tests/test_compose_*.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -60,6 +64,15 @@ tune: setup
 
 ui: setup
 	$(BIN)/xray-opt ui
+
+up: setup
+	$(BIN)/xray-opt up
+
+down: setup
+	$(BIN)/xray-opt down
+
+status: setup
+	$(BIN)/xray-opt status
 
 bench: .venv-bench/.installed
 	$(BENCH) benchmarks/startup.py --out $(RESULTS)/startup.json
@@ -97,6 +110,12 @@ bench-gpu:
 lock:
 	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra postgres --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+	$(UV) pip compile docker/service/requirements.in -c requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/service/requirements.lock
+	$(UV) pip compile docker/installer.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/installer.lock
+	$(UV) pip compile docker/s3/requirements.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/s3/requirements.lock
 
 clean:
 	rm -rf .venv .venv-bench .tools .pytest_cache .mypy_cache .ruff_cache build dist

@@ -156,6 +156,17 @@ def tuned(tmp_path_factory) -> tuple[Place, dict, str]:
     return place, json.loads(done.stdout), done.stderr
 
 
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory) -> Iterator["Stack"]:  # noqa: F821
+    """The service after ``xray-opt up`` in a prepared workspace with made-up films; needs a Docker engine."""
+    from service_stack import running_stack, without_engine
+
+    if reason := without_engine():
+        pytest.skip(reason)
+    with running_stack(make_place(tmp_path_factory.mktemp("service") / "own")) as one:
+        yield one
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
     """URI of a real MLflow server of the module's own."""

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "xray_opt"
 ROWS = (
     ("errors", "metrics"),
     ("config",),
-    ("dataset", "backbone", "loss", "phantom", "kaggle"),
+    ("dataset", "backbone", "loss", "phantom", "kaggle", "services"),
     ("cache", "adapter", "augment"),
     ("feed",),
     ("evaluate",),
@@ -50,6 +50,7 @@ WITHOUT_TORCH = {
     "cache",
     "phantom",
     "kaggle",
+    "services",
     "tuning",
     "leaderboard",
     "places",

@@ -11,7 +11,8 @@
     │   ├── NotFinite             reason ``nan``
     │   └── OutOfMemory           reason ``oom``
     ├── StudyError            6   the search: changed rules, too many failed trials
-    └── TrackingError         7   MLflow: tracking server, registry
+    ├── TrackingError         7   MLflow: tracking server, registry
+    └── ServiceError          8   the tracking service: Docker, its containers
     Pruned                        not an error: a watcher ends a trial that is not worth finishing
 
 The message says what is wrong, where, and what to do next, in one line. ``cli`` turns it into that line and
@@ -84,6 +85,12 @@ class TrackingError(XrayError):
     """The tracking server or the model registry refused or cannot be reached."""
 
     exit_code = 7
+
+
+class ServiceError(XrayError):
+    """The tracking service cannot be started, stopped or looked at: Docker, its containers, their ports."""
+
+    exit_code = 8
 
 
 class Pruned(Exception):

@@ -1,7 +1,7 @@
 """The command line: one file a group of commands; errors become one line and an exit code here, once.
 
 Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
-7 tracking · 130 interrupted (Ctrl-C, SIGTERM).
+7 tracking · 8 the service · 130 interrupted (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ COMMANDS = {
     "ui": "ui",
     "doctor": "doctor",
     "migrate": "migrate",
+    "up": "service",
+    "down": "service",
+    "status": "service",
+    "backup": "service",
+    "restore": "service",
 }
 #: Commands that must work whatever ``.env`` holds: it reads the file itself, and says what is wrong with it.
 READ_ENV_THEMSELVES = ("doctor",)
@@ -64,7 +69,7 @@ def group(context: click.Context) -> None:
     for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
-    7 tracking, 130 interrupted.
+    7 tracking, 8 the service, 130 interrupted.
     """
     if context.invoked_subcommand not in READ_ENV_THEMSELVES:
         read_env()
