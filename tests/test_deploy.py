@@ -23,9 +23,10 @@ WORKER = POD["containers"][0]
 def environment(place, folder, **more):
     """As on a node: the command on the path, the shared stores in variables; no srun."""
     folder.mkdir(exist_ok=True)
-    command = folder / "xray-opt"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m xray_opt "$@"\n')
-    command.chmod(0o755)
+    for name, what in (("xray-opt", "-m xray_opt "), ("python3", "")):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}"$@"\n')
+        command.chmod(0o755)
     stores = {
         "XRAY_OPT_STORAGE": f"sqlite:///{place.workspace.root}/shared.db",
         "MLFLOW_TRACKING_URI": place.workspace.mlflow_uri,
@@ -114,12 +115,23 @@ def test_the_job_is_one_that_kubernetes_takes():
     assert set(re.findall(r"\$([A-Z_]+)", WORKER["command"][-1])) <= names
 
 
+def test_the_job_runs_as_the_user_of_its_image_without_privileges():
+    assert POD["automountServiceAccountToken"] is False
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert f"--uid {POD['securityContext']['runAsUser']} " in (ROOT / "docker/worker/Dockerfile").read_text()
+    assert WORKER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
 @pytest.mark.slow
 def test_two_pods_share_a_study(tmp_path):
     place = make_place(tmp_path / "place")
     values = {item["name"]: item["value"] for item in WORKER["env"] if "value" in item}
     ours = {"STUDY": "tiny", "TRIALS": "4", "TUNE_OPTIONS": "--device cpu", "XRAY_OPT_HOME": str(place.workspace.root)}
-    env = environment(place, tmp_path / "bin", **values | ours | {"MLFLOW_TRACKING_URI": place.workspace.mlflow_uri})
+    env = environment(place, tmp_path / "bin", **values | ours | {"TMPDIR": str(tmp_path)})
     pods = [start(WORKER["command"], place, env) for _ in range(2)]
     assert [code for code, _ in done(pods)] == [0, 0]
     check(place, 4)
