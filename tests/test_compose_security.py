@@ -199,7 +199,7 @@ def test_nobody_chooses_where_artifacts_lie(stack, key, place):
 def test_a_model_version_is_no_way_to_a_file(stack):
     login = stack.login()
     stack.ask("MLFLOW", "/api/2.0/mlflow/registered-models/create", "POST", login, {"name": "out"})
-    for source in ("/etc", "file:///etc", "mlflow-artifacts:/../../etc", "../etc"):
+    for source in ("/etc", "file:///etc", "mlflow-artifacts:/../../etc", "../etc", "s3://another/bucket"):
         body = {"name": "out", "source": source}
         assert stack.ask("MLFLOW", "/api/2.0/mlflow/model-versions/create", "POST", login, body).status == 400
 

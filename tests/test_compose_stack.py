@@ -103,7 +103,7 @@ def test_two_worker_containers_share_a_study(stack, tuned_here):
     }
     stack.more |= work
     try:
-        stack.run("up", "--workers", "2")
+        stack.run("up", "--build", "--workers", "2")
         workers = [c for c in stack.containers() if c["Config"]["Labels"]["com.docker.compose.service"] == "worker"]
         assert len(workers) == 2
         assert {worker["Config"]["User"] for worker in workers} == {"10001:10001"}

@@ -87,8 +87,20 @@ def test_newer_tables_are_refused(stack):
     stack.run("up")
 
 
-def test_a_lost_env_file_is_mended_after_a_restore(stack):
-    """The passwords of the databases follow the file; the login is given back by hand."""
+def test_volumes_without_their_env_file_are_refused(stack):
+    text = stack.file.read_text()
+    stack.file.unlink()
+    try:
+        assert "put its .env back" in stack.run("up", code=8).stderr
+        assert not stack.file.exists()
+    finally:
+        stack.file.write_text(text)
+        stack.file.chmod(0o600)
+    assert stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200
+
+
+def test_another_login_in_the_env_file_is_taken_over_by_hand(stack):
+    """As after a restore with another file: databases' passwords follow it, the login is given back by hand."""
     text = stack.file.read_text()
     old = stack.values()["MLFLOW_TRACKING_PASSWORD"]
     stack.file.write_text(text.replace(old, "another-password-of-some-length"))

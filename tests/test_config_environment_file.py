@@ -91,9 +91,14 @@ def test_what_cannot_be_read_is_one_line(workspace):
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_environment(workspace)
     (workspace.root / ".env").unlink()
-    (workspace.root / ".env").mkdir()
+    (workspace.root / ".env").symlink_to(workspace.root / "missing")
     with pytest.raises(ConfigError, match=r"cannot read .*\.env"):
         load_environment(workspace)
+
+
+def test_a_folder_of_that_name_is_somebody_elses(workspace):
+    (workspace.root / ".env").mkdir()
+    load_environment(workspace)
 
 
 def test_what_is_set_wins_even_if_empty_and_only_known_names_are_taken(workspace, monkeypatch):

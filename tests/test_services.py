@@ -57,6 +57,25 @@ def test_what_a_person_wrote_stays_and_the_addresses_follow(workspace):
     assert "XRAY_OPT_MLFLOW_PORT='5055' # ours\n" in text
 
 
+def test_what_a_person_wrote_is_read_as_clients_and_compose_read_it(workspace, monkeypatch):
+    monkeypatch.setenv("FOLDER", "/somewhere")
+    path = workspace.root / ".env"
+    written = [
+        "POSTGRES_PASSWORD='pa$word'",
+        "MLFLOW_TRACKING_PASSWORD=pa$$word",
+        '  MLFLOW_DB_PASSWORD="a\\"b#c"',
+        "XRAY_OPT_BACKUPS=${FOLDER}/backups # kept there",
+    ]
+    path.write_text("\n".join(written) + "\n")
+    values = ensure_environment(workspace, {"AWS_SECRET_ACCESS_KEY": "it's $5 \\ #1"})
+    assert values["POSTGRES_PASSWORD"] == values["MLFLOW_TRACKING_PASSWORD"] == "pa$word"
+    assert values["MLFLOW_DB_PASSWORD"] == 'a"b#c'
+    assert values["XRAY_OPT_BACKUPS"] == "/somewhere/backups"
+    assert path.read_text().splitlines()[:4] == written
+    assert read_environment(workspace) == values
+    assert values["AWS_SECRET_ACCESS_KEY"] == "it's $5 \\ #1"
+
+
 def test_ports_of_the_first_start_come_from_the_shell(workspace, monkeypatch):
     monkeypatch.setenv("XRAY_OPT_POSTGRES_PORT", "25432")
     assert ":25432/" in ensure_environment(workspace, {})["XRAY_OPT_STORAGE"]
@@ -216,6 +235,8 @@ def test_a_taken_port_is_refused_unless_it_is_the_service_itself(workspace, monk
         ({"Service": "migrate", "State": "exited", "ExitCode": 0}, "done"),
         ({"Service": "worker", "State": "exited", "ExitCode": 0}, "done"),
         ({"Service": "worker", "State": "exited", "ExitCode": 6}, "exited"),
+        ({"Service": "backup", "State": "running", "Health": "starting"}, "done"),
+        ({"Service": "backup", "State": "running", "Health": "unhealthy"}, "unhealthy"),
     ],
 )
 def test_only_what_is_meant_to_end_may_have_ended(container, state):

@@ -14,6 +14,14 @@ from=/backups/${1:-}
 (cd "$from" && sha256sum --check --quiet SHA256SUMS) || { echo "restore: $1 is damaged; nothing was changed" >&2; exit 1; }
 [ "${2:-}" != check ] || exit 0
 
+# What was unpacked beside is taken away again where it did not all fit.
+undo() {
+    rm -rf /artifacts/.restored /s3/.restored
+    for database in optuna mlflow; do
+        psql -qX -d postgres -c "DROP DATABASE IF EXISTS ${database}_restored WITH (FORCE)" || true
+    done
+}
+trap undo EXIT
 for database in optuna mlflow; do
     psql -qX -v ON_ERROR_STOP=1 -d postgres <<SQL
 SELECT 'CREATE ROLE $database' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$database') \gexec
@@ -27,6 +35,7 @@ for folder in artifacts s3; do
     mkdir "/$folder/.restored"
     tar -C "/$folder/.restored" -xf "$from/$folder.tar"
 done
+trap - EXIT
 
 for database in optuna mlflow; do
     psql -qX -v ON_ERROR_STOP=1 -d postgres <<SQL

@@ -38,8 +38,8 @@ COMMANDS = {
     "backup": "service",
     "restore": "service",
 }
-#: Commands that must work whatever ``.env`` holds: it reads the file itself, and says what is wrong with it.
-READ_ENV_THEMSELVES = ("doctor",)
+#: Commands that read ``.env`` themselves, and say what is wrong with it.
+READ_ENV_THEMSELVES = ("doctor", "up", "down", "status", "backup", "restore")
 
 
 class LazyGroup(click.Group):

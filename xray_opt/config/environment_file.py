@@ -46,7 +46,7 @@ def load_environment(workspace: Workspace, say: Callable[[str], None] = lambda l
             del os.environ[name]
     _from_file.clear()
     path = workspace.root / ".env"
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or path.is_dir():  # a virtual environment may be called so
         return
     values = {name: value for name, value in read_environment(path).items() if _is_taken(name)}
     for name, value in values.items():

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any
 
+from xray_opt.config.environment_file import redacted
 from xray_opt.errors import StudyError, XrayError
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job, read_event
@@ -107,7 +108,7 @@ class Member:
 def _printed(line: bytes) -> Event | None:
     """What a slot's libraries print is passed on."""
     text = line.decode(errors="replace").rstrip()
-    return {"event": "say", "line": text} if text else None
+    return {"event": "say", "line": redacted(text)} if text else None
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from xray_opt.config import Config, Parameter, PrunerConfig, SamplerConfig, StudyConfig, override
 from xray_opt.config.dotted import flatten
+from xray_opt.config.environment_file import redacted
 from xray_opt.errors import XrayError
 from xray_opt.tuning import Crew
 from xray_opt.workers import StudyWatcher
@@ -98,7 +99,7 @@ class Teller:
 
     def error(self, error: XrayError) -> None:
         """Send the line and the exit code of what ended the slot."""
-        self.tell("error", line=" ".join(str(error).split()), code=error.exit_code)
+        self.tell("error", line=redacted(" ".join(str(error).split())), code=error.exit_code)
 
 
 def read_event(line: bytes) -> dict[str, Any] | None:

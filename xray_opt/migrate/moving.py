@@ -80,7 +80,7 @@ def migrate(
     for name in names:
         with one_at_a_time(target.storage, name), copying(name, source.storage, target.storage) as copied:
             _move_study(copied, route, counts, say)
-        mark_state(workspace, name, route.storage)
+        mark_state(target.workspace, name, route.storage)
         _say_where(name, workspace, route.storage, say)
     if not studies:
         _move_single_runs(route, counts, say)

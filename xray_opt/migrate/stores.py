@@ -17,10 +17,11 @@ WORKSPACE, SERVICE = "workspace", "service"
 
 @dataclass(frozen=True)
 class Stores:
-    """One end of a move; the storage's URL may hold a password."""
+    """One end of a move; the storage's URL may hold a password, and ``workspace`` keeps its studies' checkpoints."""
 
     storage: str = field(repr=False)
     connection: Connection
+    workspace: Workspace
 
 
 def both_ends(
@@ -55,7 +56,7 @@ def _service(workspace: Workspace, storage: str | None, uri: str | None) -> Stor
             "the service is not known: set XRAY_OPT_STORAGE and MLFLOW_TRACKING_URI in .env, or give --storage and "
             "--tracking-uri"
         )
-    return Stores(storage_url(workspace, storage), connect(TrackingConfig(uri=uri), workspace))
+    return Stores(storage_url(workspace, storage), connect(TrackingConfig(uri=uri), workspace), workspace)
 
 
 def _embedded(workspace: Workspace, name: str, is_source: bool) -> Stores:
@@ -65,4 +66,4 @@ def _embedded(workspace: Workspace, name: str, is_source: bool) -> Stores:
     if is_source and not place.study_database.is_file():
         raise StudyError(f"there are no studies to copy in {place.root}: {place.study_database} is missing")
     place.studies.mkdir(exist_ok=True)
-    return Stores(f"sqlite:///{place.study_database}", connect(TrackingConfig(uri=place.mlflow_uri), place))
+    return Stores(f"sqlite:///{place.study_database}", connect(TrackingConfig(uri=place.mlflow_uri), place), place)

@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from xray_opt.config import Workspace
-from xray_opt.errors import ServiceError
+from xray_opt.config.environment_file import read_environment as read_file
+from xray_opt.errors import ConfigError, ServiceError
 
 HEAD = "# Secrets and addresses of the tracking service (docs/service.md), made by xray-opt up. Keep it like a backup."
 #: Made once, by chance; 32 bytes each.
@@ -37,8 +38,9 @@ ADDRESSES = ("MLFLOW_TRACKING_URI", "XRAY_OPT_STORAGE", "XRAY_OPT_DASHBOARD_URL"
 PORTS = ("XRAY_OPT_MLFLOW_PORT", "XRAY_OPT_DASHBOARD_PORT", "XRAY_OPT_POSTGRES_PORT")
 TLS = ("XRAY_OPT_TLS_CERT", "XRAY_OPT_TLS_KEY")
 OPENING = ("XRAY_OPT_BIND", "XRAY_OPT_HOST", *TLS)
-LOCAL = re.compile(r"127(\.\d+){3}|localhost|::1|\[::1\]")
-_LINE = re.compile(r"^(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$")
+LOCAL = re.compile(r"127(\.\d+){3}")
+_NAME = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=")
+_NEEDS_NO_QUOTES = re.compile(r"[\w./:@%+?=&,~-]*")
 
 
 def environment_path(workspace: Workspace) -> Path:
@@ -47,26 +49,18 @@ def environment_path(workspace: Workspace) -> Path:
 
 
 def read_environment(workspace: Workspace) -> dict[str, str]:
-    """Name → value of the file; empty where there is none.
+    """Name → value of the file, as clients and Compose read it; empty where there is none.
 
     Raises:
         ServiceError: it cannot be read.
     """
     path = environment_path(workspace)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"cannot read {path}: {error}; correct its permissions") from error
-    found = (match for line in lines if (match := _LINE.match(line)))
-    return {match[1]: _plain(match[2]) for match in found}
-
-
-def _plain(value: str) -> str:
-    if quoted := re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value):
-        return quoted[2]
-    return re.split(r"\s#", value, maxsplit=1)[0].rstrip()
+    try:
+        return read_file(path)
+    except ConfigError as error:
+        raise ServiceError(str(error)) from error
 
 
 def ensure_environment(workspace: Workspace, more: Mapping[str, str]) -> dict[str, str]:
@@ -91,7 +85,7 @@ def ensure_environment(workspace: Workspace, more: Mapping[str, str]) -> dict[st
     check(wanted, path)
     wanted |= addresses(wanted)
     if wanted != held:
-        _write(path, wanted)
+        _write(path, wanted, held)
     elif path.stat().st_mode & 0o077:
         path.chmod(0o600)
     return wanted
@@ -156,17 +150,19 @@ def masked(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def _write(path: Path, values: Mapping[str, str]) -> None:
-    """Comments and order of a file that is there are kept; written whole or not at all, readable by its owner alone."""
+def _write(path: Path, values: Mapping[str, str], held: Mapping[str, str]) -> None:
+    """Comments, order and what ``held`` has already are kept as they stand; written whole or not at all, readable by
+    its owner alone.
+    """
     rest = dict(values)
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else [HEAD]:
-        match = _LINE.match(line)
+        match = _NAME.match(line)
         if match and match[1] in rest:
             value = rest.pop(match[1])
-            line = line if _plain(match[2]) == value else f"{match[1]}={value}"
+            line = line if held.get(match[1]) == value else f"{match[1]}={_quoted(value)}"
         lines.append(line)
-    lines += [f"{name}={value}" for name, value in rest.items()]
+    lines += [f"{name}={_quoted(value)}" for name, value in rest.items()]
     part = path.with_name(f".env.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,3 +175,13 @@ def _write(path: Path, values: Mapping[str, str]) -> None:
         raise ServiceError(f"cannot write {path}: {error.strerror}; check free space and permissions") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _quoted(value: str) -> str:
+    """The value as Compose reads it back."""
+    if _NEEDS_NO_QUOTES.fullmatch(value):
+        return value
+    if "'" not in value:
+        return f"'{value}'"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{escaped}"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 from xray_opt.config import Workspace
 from xray_opt.errors import ServiceError
-from xray_opt.services.compose import PROFILES, Compose, compose_file, require_engine
+from xray_opt.services.compose import PROFILES, PROJECT, Compose, compose_file, require_engine
 from xray_opt.services.environment import PORTS, ensure_environment, environment_path, read_environment
 
 Say = Callable[[str], None]
@@ -53,6 +54,7 @@ def up(workspace: Workspace, profiles: Sequence[str], build: bool, workers: int 
     """
     file = compose_file()
     require_engine()
+    _require_own_volumes(workspace)
     values = ensure_environment(workspace, _s3_settings(workspace) if "s3" in profiles else {})
     compose = Compose(workspace, file, values, tuple(profiles))
     compose.run("config", "--quiet")
@@ -62,6 +64,16 @@ def up(workspace: Workspace, profiles: Sequence[str], build: bool, workers: int 
     scale = ("--scale", f"worker={workers}") if workers is not None else ()
     _start(compose, scale, progress)
     return compose
+
+
+def _require_own_volumes(workspace: Workspace) -> None:
+    """Raise ServiceError where a database is there whose passwords are not: new ones would not open it."""
+    volume = f"{os.environ.get('COMPOSE_PROJECT_NAME') or PROJECT}_postgres"
+    if not read_environment(workspace).get("POSTGRES_PASSWORD") and _is_there("volume", volume):
+        raise ServiceError(
+            f"the volume {volume} holds a service whose passwords {environment_path(workspace)} has not: put its .env "
+            f"back, or set XRAY_OPT_HOME to its workspace; to begin anew, docker volume rm {volume} loses all of it"
+        )
 
 
 def down(workspace: Workspace) -> None:
@@ -126,11 +138,11 @@ def _build(compose: Compose, build: bool, progress: Say) -> None:
 
 def _missing_images(compose: Compose) -> list[str]:
     wanted = set(compose.run("config", "--images").stdout.split())
-    return [name for name in sorted(wanted) if not _has_image(name)]
+    return [name for name in sorted(wanted) if not _is_there("image", name)]
 
 
-def _has_image(name: str) -> bool:
-    done = subprocess.run(["docker", "image", "inspect", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _is_there(kind: str, name: str) -> bool:
+    done = subprocess.run(["docker", kind, "inspect", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return done.returncode == 0
 
 
@@ -140,7 +152,7 @@ def _upgrade(compose: Compose, progress: Say) -> None:
     if _migrate(compose, (0, OLDER)).returncode == 0:
         return
     progress("tables of an older version: backing up, then upgrading")
-    compose.run("stop", "gateway", "mlflow", "optuna-dashboard")
+    dataclasses.replace(compose, profiles=("worker",)).run("stop", "worker", "gateway", "mlflow", "optuna-dashboard")
     dataclasses.replace(compose, profiles=("backup",)).run("run", "--rm", "backup", "once")
     _migrate(compose, (0,))
 
@@ -174,8 +186,12 @@ def _start(compose: Compose, scale: Sequence[str], progress: Say) -> None:
 
 
 def unready(compose: Compose) -> dict[str, str]:
-    """Service → state of every container that is not as it should be yet; of several workers the last such one's."""
-    found = ((str(c["Service"]), _state(c)) for c in compose.containers())
+    """Service → state of every container that is not as it should be yet; of several workers the last such one's.
+
+    Those of a profile that is not asked for may have ended as they like.
+    """
+    asked = set(compose.run("config", "--services").stdout.split())
+    found = ((str(c["Service"]), _state(c)) for c in compose.containers() if c["Service"] in asked)
     return {name: state for name, state in found if state not in ("healthy", "done")}
 
 
@@ -184,6 +200,8 @@ def _state(container: dict[str, Any]) -> str:
     state, health = str(container.get("State", "")), str(container.get("Health", ""))
     if state == "exited":
         return "done" if container.get("ExitCode") == 0 and container["Service"] in ("migrate", "worker") else "exited"
+    if (container["Service"], state, health) == ("backup", "running", "starting"):
+        return "done"  # it is healthy once its first backup is whole, which may take hours
     return health if state == "running" and health else state
 
 

@@ -154,6 +154,7 @@ class Search:
         try:
             for trial in patient(locked):
                 self._told(trial.number, trial._trial_id)
+            self._tell_lost()
         except XrayError as later:  # what went wrong first is what the caller must see
             self.say(str(later))
 
