@@ -34,7 +34,7 @@ SCHEDULERS = {
 }
 COLUMNS = {
     "training": [
-        Column("img_s", "training films a second, behind the first two passes of a trial (higher is better)"),
+        Column("img_s", "training films a second behind a trial's first two passes (higher is better)"),
         Column("img_s_all", "… and with them"),
         Column("trial_s", "seconds a trial: network, training, validation"),
         Column("start_s", "seconds from the start of the process to the first training step"),

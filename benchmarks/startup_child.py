@@ -68,7 +68,7 @@ def run(job: dict[str, Any]) -> Values:
     # A name that is gone ends this with an AttributeError: better than a part that is silently missing.
     for attribute in ("prepared", "open_images", "shortcut_screen"):
         watch.wrap(workers, attribute, "data")
-    for attribute in ("load_base", "_study_base"):
+    for attribute in ("fresh_base", "study_base"):
         watch.wrap(workers, attribute, "base")
     watch.wrap(workers, "open_study", "storage")
     for attribute in ("connect", "_describe_once"):
