@@ -53,14 +53,7 @@ def films_of(job: dict[str, Any]) -> Images:
 
 def grown(split: Split, films: int) -> Split:
     """``films`` films of ``split``, over and over."""
-    places = np.resize(np.arange(len(split)), films)
-    return replace(
-        split,
-        rows=split.rows[places],
-        labels=split.labels[places],
-        groups=tuple(split.groups[place] for place in places),
-        paths=tuple(split.paths[place] for place in places),
-    )
+    return workload.at(split, np.resize(np.arange(len(split)), films).tolist())
 
 
 def meet(meeting: Path, number: int) -> None:

@@ -69,13 +69,17 @@ def images_of(manifest: Manifest, size: int, workspace: Path, train: Iterable[st
 
 def only(split: Split, paths: set[str]) -> Split:
     """The films of ``split`` at these paths."""
-    keep = [place for place, path in enumerate(split.paths) if path in paths]
+    return at(split, [place for place, path in enumerate(split.paths) if path in paths])
+
+
+def at(split: Split, places: list[int]) -> Split:
+    """The films of ``split`` at these places, which may repeat."""
     return replace(
         split,
-        rows=split.rows[keep],
-        labels=split.labels[keep],
-        groups=tuple(split.groups[place] for place in keep),
-        paths=tuple(split.paths[place] for place in keep),
+        rows=split.rows[places],
+        labels=split.labels[places],
+        groups=tuple(split.groups[place] for place in places),
+        paths=tuple(split.paths[place] for place in places),
     )
 
 

@@ -98,7 +98,9 @@ def test_what_cannot_be_read_is_one_line(workspace):
 
 def test_a_folder_of_that_name_is_somebody_elses(workspace):
     (workspace.root / ".env").mkdir()
+    before = dict(os.environ)
     load_environment(workspace)
+    assert dict(os.environ) == before
 
 
 def test_what_is_set_wins_even_if_empty_and_only_known_names_are_taken(workspace, monkeypatch):

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ class Compose:
             listed: list[dict[str, Any]] = json.loads(text)
             return listed
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    @cached_property
+    def asked(self) -> frozenset[str]:
+        """The services of the profiles that are asked for, and of none."""
+        return frozenset(self.run("config", "--services").stdout.split())
 
     def last_lines(self, service: str, count: int = 8) -> str:
         """The end of a service's log on one line, without secrets."""

@@ -190,8 +190,7 @@ def unready(compose: Compose) -> dict[str, str]:
 
     Those of a profile that is not asked for may have ended as they like.
     """
-    asked = set(compose.run("config", "--services").stdout.split())
-    found = ((str(c["Service"]), _state(c)) for c in compose.containers() if c["Service"] in asked)
+    found = ((str(c["Service"]), _state(c)) for c in compose.containers() if c["Service"] in compose.asked)
     return {name: state for name, state in found if state not in ("healthy", "done")}
 
 
