@@ -10,6 +10,7 @@ from typing import Any
 
 import measure  # noqa: F401  puts the checkout on the path
 import numpy as np
+from PIL import Image
 
 from xray_opt.adapter import lora_targets
 from xray_opt.backbone import build_network, random_base, save_base
@@ -43,9 +44,16 @@ def films_of(data: Path | None, folder: Path, films: int) -> Manifest:
         raise SystemExit(f"--data {data}: {error}") from error
 
 
-def make_films(root: Path, films: int) -> Manifest:
-    """Phantoms as JPEG files in ``root``, at least ``films`` of them in the training split (1.9 a patient)."""
+def make_films(root: Path, films: int, pixels: tuple[int, int] | None = None) -> Manifest:
+    """Phantoms as JPEG files in ``root``, at least ``films`` of them in the training split (1.9 a patient).
+
+    Args:
+        pixels: width and height of the files; none leaves the phantoms' own.
+    """
     make_phantoms(root, patients=max(24, round(films / SHARES["train_fraction"] / 1.4)), seed=SEED)
+    for file in root.rglob("*.jpeg") if pixels else ():
+        with Image.open(file) as film:
+            film.resize(pixels, Image.Resampling.BICUBIC).save(file, quality=95)
     return prepare(DataConfig(root=str(root), **SHARES))
 
 
