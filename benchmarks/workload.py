@@ -51,9 +51,10 @@ def make_films(root: Path, films: int, pixels: tuple[int, int] | None = None) ->
         pixels: width and height of the files; none leaves the phantoms' own.
     """
     make_phantoms(root, patients=max(24, round(films / SHARES["train_fraction"] / 1.4)), seed=SEED)
-    for file in root.rglob("*.jpeg") if pixels else ():
-        with Image.open(file) as film:
-            film.resize(pixels, Image.Resampling.BICUBIC).save(file, quality=95)
+    if pixels:
+        for file in root.rglob("*.jpeg"):
+            with Image.open(file) as film:
+                film.resize(pixels, Image.Resampling.BICUBIC).save(file, quality=95)
     return prepare(DataConfig(root=str(root), **SHARES))
 
 
