@@ -42,12 +42,6 @@ def inventory(stack) -> dict[str, object]:
     return rows | {"artifacts": stack.compose("exec", "-T", "mlflow", "sh", "-c", files).stdout.splitlines()}
 
 
-@pytest.fixture(scope="module")
-def tuned_here(stack):
-    """A study of four trials, run by a client on this machine."""
-    return stack.tune("--study", "tiny", "--trials", "4", "--name", "from-the-host")
-
-
 def load_champion(stack):
     film = next(iter(sorted(stack.place.films.glob("test/*/*.jpeg"))))
     command = [sys.executable, "-c", LOAD, "models:/xray-pneumonia@champion", str(film)]
