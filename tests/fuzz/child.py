@@ -1,4 +1,4 @@
-"""The process in which readers read: ``child.py MODULE:FUNCTION MEGABYTES``, cases on stdin, verdicts on stdout."""
+"""The process in which readers read: ``child.py MODULE:FUNCTION MEGABYTES SECONDS``; cases in, verdicts out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 import resource
 import struct
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -55,7 +56,10 @@ def main() -> None:
 
     answer(("ready", ""))
     while (given := receive(sys.stdin.buffer)) is not None:
-        answer(verdict(reader, given))
+        start = time.process_time()
+        told = verdict(reader, given)
+        seconds = time.process_time() - start
+        answer(told if seconds <= float(sys.argv[3]) else ("fault", f"a hang: {seconds:.0f} s of the processor"))
 
 
 if __name__ == "__main__":

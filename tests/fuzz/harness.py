@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 MOST_LINE = 300
 #: Seconds for the child to import what the reader needs, on a machine with other work.
 PATIENCE = 300.0
+#: Seconds on the clock for one of the processor: the machine may have other work, and a case may wait for nothing.
+CLOCK = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one case may take: seconds, and MiB beside those of the imported libraries."""
+    """What one case may take: seconds of the processor, and MiB beside those of the imported libraries."""
 
     seconds: float = 20.0
     megabytes: int = 1024
@@ -105,7 +107,7 @@ class Child:
         body = pickle.dumps(given)
         process.stdin.write(struct.pack("<Q", len(body)) + body)
         process.stdin.flush()
-        verdict = self._answer(process, self._limits.seconds)
+        verdict = self._answer(process, CLOCK * self._limits.seconds)
         if verdict is None:
             try:
                 line = f"the process ended with {process.wait(1)}"
@@ -122,7 +124,13 @@ class Child:
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(HERE / "child.py"), self._reader, str(self._limits.megabytes)]
+        command = [
+            sys.executable,
+            str(HERE / "child.py"),
+            self._reader,
+            str(self._limits.megabytes),
+            str(self._limits.seconds),
+        ]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         assert self._answer(self._process, PATIENCE) == ("ready", ""), f"{self._reader} cannot be imported"
@@ -182,7 +190,7 @@ def _one(tally: Tally, child: Child, case: Case, number: int) -> None:
     outcome, line = child.judge(case.given)
     if outcome == "refused":
         if fault := unclear(line, case):
-            outcome, line = "fault", f"{fault}: {line!r}"
+            outcome, line = "fault", f"{fault}: {line[:800]!r}"
         else:
             tally.refused += 1
             tally.reasons[re.sub(r"['\"(].*|\d+", "", line)[-60:]] += 1

@@ -12,8 +12,8 @@ from xray_opt.errors import ConfigError, DataError
 class Crooked(ConfigError):
     """One whose line is none."""
 
-    def __str__(self):
-        return self.args[0]
+    def __init__(self, line):
+        Exception.__init__(self, line)
 
 
 def faulty(given):
@@ -24,6 +24,10 @@ def faulty(given):
         case "hang":
             while True:
                 time.sleep(1)
+        case "slow":
+            end = time.process_time() + 1.1
+            while time.process_time() < end:
+                pass
         case "memory":
             return len(bytearray(4 * 2**30))
         case "hidden memory":
@@ -57,6 +61,7 @@ FAULTS = {
     "nameless": "names none of",
     "wrong": "AssertionError",
     "hang": "a hang",
+    "slow": "a hang",
     "death": "the process ended with -9",
 }
 
@@ -64,7 +69,7 @@ FAULTS = {
 def test_every_kind_of_faulty_reader_is_caught_and_the_next_case_is_read(monkeypatch):
     monkeypatch.setenv("FUZZ_SECONDS", "")
     given = [text for fault in FAULTS for text in (fault, "fine")] + ["refused"]
-    limits = Limits(seconds=5, megabytes=256)
+    limits = Limits(seconds=1, megabytes=256)
     name = ("film.png",)
     tally = fuzz(
         "faulty", "test_fuzz_harness:faulty", lambda _, n: Case("-", given[n], name), len(given), 0, limits=limits

@@ -1,5 +1,6 @@
 """``--set``, ``.env`` and storage URLs: read to exactly what they say, or refused with one clear line."""
 
+import importlib
 import os
 import random
 import tempfile
@@ -187,6 +188,9 @@ def open_url(url):
             storage.engine.dispose()
         finally:
             os.chdir("/")
+
+
+open_url.ready = lambda: importlib.import_module("xray_opt.tuning.storage")
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def signed(body):
     ],
 )
 def test_weights_are_read_as_written_or_refused_with_one_line(reported, name, reader, make, brief, least):
-    tally = fuzz(name, f"test_fuzz_weights:{reader}", make, brief, 0.12, least, Limits(60, 1536))
+    tally = fuzz(name, f"test_fuzz_weights:{reader}", make, brief, 0.12, least, Limits(30, 1536))
     reported(tally)
     assert not tally.faults, tally.told()
     assert tally.accepted > tally.cases / 20
