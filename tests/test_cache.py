@@ -1,5 +1,6 @@
 """The decoded cache: right pixels, built once, whole or not at all."""
 
+import hashlib
 import json
 import multiprocessing
 import signal
@@ -163,3 +164,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(manifest, workspace):
     assert done.returncode == 1
     assert "DataError: cannot write the cache" in done.stderr.splitlines()[-1]
     assert list(workspace.caches.iterdir()) == []
+
+
+@pytest.mark.parametrize("pixels", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x02\x00((", b"\x93NUMPY"])
+def test_pixels_that_are_none_are_made_anew_even_if_their_digest_is_right(manifest, workspace, pixels):
+    before = np.array(open_images(manifest, 32, workspace).train.pixels)
+    record = json.loads((folder(workspace) / "cache.json").read_text())
+    (folder(workspace) / "pixels.npy").write_bytes(pixels)
+    record["sha256"] = hashlib.sha256(pixels).hexdigest()
+    (folder(workspace) / "cache.json").write_text(json.dumps(record))
+    assert np.array_equal(open_images(manifest, 32, workspace).train.pixels, before)
+
+
+def test_a_record_of_a_thousand_brackets_is_a_damaged_one(manifest, workspace):
+    before = np.array(open_images(manifest, 32, workspace).train.pixels)
+    (folder(workspace) / "cache.json").write_text("[" * 100_000)
+    assert np.array_equal(open_images(manifest, 32, workspace).train.pixels, before)

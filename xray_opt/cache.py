@@ -130,8 +130,8 @@ def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | N
         fits = record["format"] == FORMAT and record["manifest"] == manifest.sha256 and record["side"] == side
         if not fits or record["sha256"] != _sha256(file):
             return None
-        pixels = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError):
+        pixels = np.lib.format.open_memmap(file, mode="r")
+    except Exception:  # on a damaged header numpy raises errors of nearly every kind
         return None
     return pixels if pixels.shape == (len(manifest.films), side, side) and pixels.dtype == np.uint8 else None
 

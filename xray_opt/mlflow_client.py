@@ -30,7 +30,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from xray_opt.config import TrackingConfig, Workspace, redacted
+from xray_opt.config import TrackingConfig, Workspace, login_for, redacted
 from xray_opt.errors import TrackingError
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
@@ -71,7 +71,8 @@ class Connection:
 def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     """Open the store that ``tracking.uri`` names, else ``MLFLOW_TRACKING_URI``, else the workspace's embedded one.
 
-    User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …).
+    User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …); those
+    of ``.env`` are kept from other servers than ``.env`` names. One process speaks with one server at a time.
 
     Raises:
         TrackingError: the server is unreachable or refuses, or the database cannot be opened.
@@ -84,6 +85,7 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri or uri == workspace.mlflow_uri:
         return _embedded(workspace)
+    login_for(uri)
     # "databricks" has no scheme either, and is not this machine.
     local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
     with speaking(uri, "open the store"):
@@ -168,7 +170,8 @@ def _probe(uri: str) -> None:
     if answer.status_code in (401, 403):
         raise TrackingError(
             f"MLflow at {shown} refuses access ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), and add its host name to the server's --allowed-hosts"
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN; in .env they are for the MLFLOW_TRACKING_URI there), "
+            "and add its host name to the server's --allowed-hosts"
         )
     if answer.status_code != 200:
         raise TrackingError(f"{shown} answers {answer.status_code}, not as an MLflow server does: correct the URI")

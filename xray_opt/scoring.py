@@ -7,6 +7,7 @@ study (who, when, why) and to the MLflow run, and ``compare`` shows test scores 
 from __future__ import annotations
 
 import getpass
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -279,7 +280,7 @@ def _answers(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, fl
 def film_files(films: Iterable[Path]) -> Iterable[Path]:
     """The files named, and the films below the folders named, sorted within each folder."""
     for path in films:
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{path} does not exist")
         if not path.is_dir():
             yield path

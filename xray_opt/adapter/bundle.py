@@ -119,5 +119,5 @@ def _check_ranges(document: dict[str, Any], where: str) -> None:
     if document["strategy"] not in ("lora", "linear", "full") or document["batch_norm"] not in ("frozen", "train"):
         raise ModelError(f"{where}: unknown strategy or batch_norm")
     sides_fit = 16 <= document["image_size"] <= 4096 and 16 <= document["cache_side"] <= 8192
-    if not sides_fit or not 0 <= document["threshold"] <= 1 or not document["temperature"] > 0:
+    if not sides_fit or not 0 <= document["threshold"] <= 1 or not 0 < document["temperature"] <= 1000:
         raise ModelError(f"{where}: image_size, cache_side, threshold or temperature is out of range")

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from xray_opt.errors import printable
+
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
     """A table on stdout; a plain one when stdout is not a terminal. The first column is left-aligned."""
@@ -42,7 +44,7 @@ def cell(value: object) -> str:
         return str(int(value))
     if isinstance(value, float):
         return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
-    return str(value)
+    return printable(str(value))
 
 
 def print_json(value: Any) -> None:

@@ -223,4 +223,4 @@ def _shortcut(manifest: Manifest, seen: Sequence[_Sight]) -> Shortcut:
 
 
 def _named(items: Sequence[LeftOut]) -> str:
-    return f"{len(items)} unusable films: {shown([f'{item.path} ({item.reason})' for item in items], 3)}"
+    return f"{len(items)} unusable films: {shown([f'{item.path} ({item.reason})' for item in items], 3, 200)}"

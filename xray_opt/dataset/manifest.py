@@ -21,7 +21,7 @@ from typing import Any
 
 from xray_opt.config import DataConfig
 from xray_opt.dataset.records import SPLITS, Film, LeftOut
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, one_line
 
 FORMAT = 1
 _COLUMNS = tuple(f.name for f in dataclasses.fields(Film))
@@ -103,10 +103,14 @@ class Manifest:
                 raise ValueError("its digest does not match its table")
             films, left_out = _rows(body)
             manifest = cls(head["root"], films, left_out, head["settings"], head["source"], head["fingerprint"])
+            if not all(isinstance(text, str) for text in (manifest.root, manifest.source, manifest.fingerprint)):
+                raise ValueError("a place in its first line is no text")
             if manifest.sha256 != head["sha256"]:
                 raise ValueError("its digest does not match its films")
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise DataError(f"cannot use the manifest {path}: {error}; run xray-opt data prepare again") from error
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+            raise DataError(
+                f"cannot use the manifest {path}: {one_line(error)}; run xray-opt data prepare again"
+            ) from error
         return manifest
 
 
