@@ -215,6 +215,8 @@ class Trainer:
         if (state := checkpoint.load()) is not None:
             try:
                 self._resume(state)
+            except torch.OutOfMemoryError:  # says nothing of the file
+                raise
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
                 raise TrainingError(
                     f"checkpoint {path} cannot be resumed from ({one_line(error)}); remove the file to start anew"
