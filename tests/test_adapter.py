@@ -32,7 +32,7 @@ from xray_opt.adapter.attach import norms
 from xray_opt.adapter.bundle import Bundle, content_sha256
 from xray_opt.backbone import Base, build_network, file_sha256, random_base
 from xray_opt.config import Config, LoraConfig, override
-from xray_opt.errors import BaseMismatch, ModelError
+from xray_opt.errors import BaseMismatch, ConfigError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,8 @@ def refusal(folder, base):
         ({"threshold": 3.0}, "out of range"),
         ({"threshold": float("nan")}, "out of range"),
         ({"temperature": 0}, "out of range"),
+        ({"thresholds": {"0.95": 2.0}}, "out of range"),
+        ({"thresholds": {"0.95": "low"}}, "thresholds"),
         ({"image_size": 10**9}, "out of range"),
         ({"image_size": 96}, "image.size 64, the record 96"),
         ({"strategy": "magic"}, "unknown strategy"),
@@ -382,6 +384,18 @@ def test_any_record_is_read_or_one_line(text):
     with pytest.raises(ModelError) as caught:
         Bundle.from_json(text, "bundle.json")
     assert "bundle.json" in str(caught.value)
+
+
+def test_a_wanted_sensitivity_is_rounded_up_to_one_that_is_known():
+    record = Bundle(
+        "lora", "frozen", 0.2, "ab", "imagenet", 64, 96, threshold=0.5, thresholds={"0.95": 0.3, "0.96": 0.2}
+    )
+    found = [record.threshold_for(wanted) for wanted in (None, 0.95, 0.951, 0.96)]
+    assert found == [0.5, 0.3, 0.2, 0.2]
+    with pytest.raises(ConfigError, match=r"for 0\.95 to 0\.96"):
+        record.threshold_for(0.99)
+    with pytest.raises(ConfigError, match="for none"):
+        replace(record, thresholds={}).threshold_for(0.9)
 
 
 def test_a_bundle_is_never_written_over_and_leaves_no_parts(base, bundle):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from small_sets import kaggle_set
 
-from xray_opt.cache import Images, cache_side, open_images
+from xray_opt.cache import Images, cache_side, open_images, redrawn_images
 from xray_opt.config import DataConfig, Workspace
-from xray_opt.dataset import decode, prepare, to_square
+from xray_opt.dataset import decode, prepare, redrawn, to_square
 from xray_opt.errors import DataError
 
 
@@ -61,7 +62,8 @@ def test_the_side_is_one_and_a_half_times_the_input_where_films_have_it(manifest
 def test_it_is_built_once(manifest, workspace):
     seen = []
     open_images(manifest, 32, workspace, lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(manifest.films), len(manifest.films))
+    opened = len(manifest.of("train")) + len(manifest.of("val"))
+    assert seen[-1] == (opened, opened)
     open_images(manifest, 32, workspace, lambda done, total: seen.append("again"))
     assert "again" not in seen
 
@@ -86,7 +88,7 @@ def test_a_damaged_cache_is_built_anew(manifest, workspace, damage):
 def test_a_film_that_changed_or_went_is_named(tmp_path, workspace):
     root = kaggle_set(tmp_path / "set")
     manifest = prepare(DataConfig(root=str(root)))
-    film = root / manifest.films[3].path
+    film = root / manifest.of("train")[3].path
     content = film.read_bytes()
     film.write_bytes(content + b"x")
     with pytest.raises(DataError, match=rf"{film.name} changed"):
@@ -97,6 +99,33 @@ def test_a_film_that_changed_or_went_is_named(tmp_path, workspace):
     assert list(workspace.caches.iterdir()) == []
     film.write_bytes(content)
     assert len(open_images(manifest, 32, workspace).train) > 0
+
+
+def test_films_of_the_test_split_are_not_even_opened(tmp_path, workspace):
+    root = kaggle_set(tmp_path / "set")
+    manifest = prepare(DataConfig(root=str(root)))
+    sealed = manifest.open_test(lambda: None)
+    for film in sealed:
+        (root / film.path).unlink()
+    images = open_images(manifest, 32, workspace)
+    assert len(sealed) > 0
+    assert images.train.pixels.shape[0] == len(images.train) + len(images.val) == len(manifest.films) - len(sealed)
+
+
+def test_another_split_of_the_same_films_decodes_nothing(tmp_path, workspace):
+    root = kaggle_set(tmp_path / "set")
+    manifest = prepare(DataConfig(root=str(root)))
+    images = open_images(manifest, 32, workspace)
+    shutil.rmtree(root)
+    other = redrawn_images(images, redrawn(manifest, 5))
+    assert set(other.val.paths) != set(images.val.paths)
+    assert set(other.val.paths) | set(other.train.paths) == set(images.val.paths) | set(images.train.paths)
+    assert not set(other.val.groups) & set(other.train.groups)
+    known = {path: (split, at) for split in (images.train, images.val) for at, path in enumerate(split.paths)}
+    for at, path in enumerate(other.val.paths):
+        split, place = known[path]
+        assert np.array_equal(other.val.batch([at]), split.batch([place]))
+        assert other.val.labels[at] == split.labels[place]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(manifest, workspace):

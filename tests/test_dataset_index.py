@@ -118,7 +118,7 @@ def test_a_csv_names_what_file_names_do_not(tmp_path):
         lines.append(f"films/scan{number}.png,{('NORMAL', 'pneumonia')[number % 2]},p{number // 2 * 2 + number % 2}")
     manifest = prepare(DataConfig(root=str(table(tmp_path, "\n".join(lines)))))
     assert len(manifest.films) == 24
-    assert {film.label for film in manifest.of("test")} == {0, 1}
+    assert {film.label for film in manifest.open_test(lambda: None)} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def prepared_films(place, split):
     from xray_opt.dataset import prepared
 
     study = load_study(find_study("tiny", Workspace(place.workspace.root)))
-    return prepared(study.config.data, place.workspace).of(split)
+    films = prepared(study.config.data, place.workspace).films
+    return [film for film in films if film.split == split]
 
 
 def test_the_test_split_is_sealed(tuned):

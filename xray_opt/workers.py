@@ -171,6 +171,23 @@ def tune(
     Raises:
         XrayError: what stops the whole study, as one line; a single failing trial does not.
     """
+    with ready(study, workspace, watcher) as work:
+        before = work.opened.read()
+        watcher.known(before.counted, before.best)
+        _describe_once(work, work.images.manifest)
+        _agree(work)
+        tally = launcher(work, total or study.trials, timeout)
+        _agree(work)
+        return _report(work, tally)
+
+
+@contextmanager
+def ready(study: StudyConfig, workspace: Workspace, watcher: StudyWatcher) -> Iterator[Work]:
+    """A study, made or continued, with all that a training for it needs; its run in MLflow is RUNNING meanwhile.
+
+    Raises:
+        XrayError: as ``tune`` does.
+    """
     # What `data prepare` decided becomes part of the study's own settings: they are recorded, and evaluate reads them.
     data = settled(study.config.data, workspace)
     study = replace(study, config=replace(study.config, data=data))
@@ -180,16 +197,10 @@ def tune(
     opened = open_study(study, workspace, manifest.sha256)
     mark_state(workspace, study.name, storage_digest(storage_url(workspace, study.storage)))
     base = study_base(opened, fresh)
-    before = opened.read()
-    watcher.known(before.counted, before.best)
     if warning := base.warning():
         watcher.say(warning)
     with _at_work(opened, manifest, base, watcher, lambda: _others_at_work(opened)) as work:
-        _describe_once(work, manifest)
-        _agree(work)
-        tally = launcher(work, total or study.trials, timeout)
-        _agree(work)
-        return _report(work, tally)
+        yield work
 
 
 @contextmanager

@@ -23,6 +23,8 @@ COMMANDS = {
     "tune": "tune",
     "train": "tune",
     "compare": "compare",
+    "confirm": "confirm",
+    "finalize": "evidence",
     "evaluate": "models",
     "predict": "models",
     "promote": "models",

@@ -74,7 +74,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
     splits = {}
     for split in ("train", "val", "test"):
-        films = manifest.of(split)
+        films = [film for film in manifest.films if film.split == split]
         classes = Counter(LABELS[film.label] for film in films)
         splits[split] = {"films": len(films), "groups": len({film.group for film in films}), **classes}
     return {

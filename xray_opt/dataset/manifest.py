@@ -14,7 +14,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,22 @@ class Manifest:
         return _digest(sorted((film.sha256, film.label) for film in self.films))
 
     def of(self, split: str) -> tuple[Film, ...]:
-        """Films of ``train``, ``val`` or ``test``, sorted by path."""
+        """Films of ``train`` or ``val``, sorted by path; those of ``test`` are sealed, see :meth:`open_test`."""
+        if split == "test":
+            raise DataError(
+                "the test split is sealed: only xray-opt finalize and evaluate --split test read it, and record that"
+            )
         if split not in SPLITS:
             raise DataError(f"a split is one of {', '.join(SPLITS)}, not {split!r}")
         return tuple(film for film in self.films if film.split == split)
+
+    def open_test(self, record: Callable[[], None]) -> tuple[Film, ...]:
+        """Films of the test split, sorted by path, after ``record`` has written down that and why they are opened.
+
+        What ``record`` raises passes on: no record, no films.
+        """
+        record()
+        return tuple(film for film in self.films if film.split == "test")
 
     def save(self, folder: Path) -> Path:
         """Write the CSV into ``folder`` under a name drawn from source and settings, atomically."""

@@ -15,7 +15,7 @@ from xray_opt.dataset.index import Listing, index
 from xray_opt.dataset.manifest import Manifest, manifest_name, settings_of, write_atomic
 from xray_opt.dataset.names import GRAMMAR, patient_key, read_name, shown, subtype_of
 from xray_opt.dataset.records import Entry, Film, LeftOut
-from xray_opt.dataset.split import split_films
+from xray_opt.dataset.split import redealt, split_films
 from xray_opt.errors import BadFilm, ConfigError, DataError, one_line
 
 Progress = Callable[[int, int], None]
@@ -80,6 +80,16 @@ def resplit(manifest: Manifest, config: DataConfig) -> Manifest:
     """
     placed, left_out = split_films(manifest.films, config)
     return dataclasses.replace(manifest, films=placed, left_out=left_out, settings=settings_of(config))
+
+
+def redrawn(manifest: Manifest, seed: int) -> Manifest:
+    """Train and val of ``manifest`` dealt anew by patient; the sealed test split is not in it at all.
+
+    Raises:
+        DataError: the films cannot be split so.
+    """
+    placed = redealt(manifest.of("train") + manifest.of("val"), seed)
+    return dataclasses.replace(manifest, films=placed, left_out=(), settings=manifest.settings | {"seed": seed})
 
 
 def _saved(path: Path) -> Manifest | None:

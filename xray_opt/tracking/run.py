@@ -32,6 +32,8 @@ PLACES = ("data.root", "model.base")
 LONGEST_TAG = 500
 #: Artifact of a run: the validation films' probabilities.
 PREDICTIONS = "val_predictions.csv"
+#: Tag: how often the test split was opened for a run, or for any run of a study.
+OPENINGS = "xray_opt.test_openings"
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,16 @@ def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
     """Set a tag of any run."""
     with speaking(connection.uri, f"tag the run {run_id}"):
         connection.client.set_tag(run_id, key, value)
+
+
+def count_opening(connection: Connection, run_id: str, line: str) -> None:
+    """Tag a run, and the study's run above it, with an opening of the test split and how many there were by now."""
+    with speaking(connection.uri, f"note the opening of the test split at the run {run_id}"):
+        parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        for one in filter(None, (run_id, parent)):
+            before = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0"))
+            connection.client.set_tag(one, "xray_opt.test_opened", line[:LONGEST_TAG])
+            connection.client.set_tag(one, OPENINGS, str(before + 1))
 
 
 def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:

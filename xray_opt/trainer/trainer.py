@@ -21,9 +21,9 @@ from xray_opt.adapter import attach, restore, set_mode, trainable_state
 from xray_opt.augment import Augment
 from xray_opt.backbone import Base, resolve_device, resolve_precision
 from xray_opt.cache import Images
+from xray_opt.calibration import probability
 from xray_opt.config import Config, OptimizerConfig
 from xray_opt.errors import ConfigError, ModelError, NotFinite, OutOfMemory, TrainingError, one_line
-from xray_opt.evaluate import probability
 from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
