@@ -18,7 +18,7 @@ UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
 PYTEST_ARGS ?=
 # Of the whole fuzzing in two processes, and the seed that decides every case.
-FUZZ_SECONDS ?= 270
+FUZZ_SECONDS ?= 200
 FUZZ_SEED ?= 0
 TRIALS ?= 20
 STUDY ?= reference
@@ -56,7 +56,7 @@ test-real: setup
 	$(PYTEST) -m real_data tests
 
 test-compose: setup
-	$(PYTEST) --timeout 1500 $(PYTEST_ARGS) tests/test_compose_*.py
+	$(PYTEST) --timeout 900 $(PYTEST_ARGS) tests/test_compose_*.py
 
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --dist loadgroup --timeout $$(($(FUZZ_SECONDS) + 900)) \

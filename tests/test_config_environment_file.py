@@ -171,6 +171,31 @@ def test_the_login_goes_to_the_server_beside_which_it_stands_and_to_no_other(
     )
 
 
+@pytest.mark.parametrize(
+    ("server", "asked", "sent"),
+    [
+        ("https://ours.example.org/", "https://anna:pw@ours.example.org/", True),
+        ("https://anna:pw@ours.example.org", "https://ours.example.org", True),
+        ("https://ours.example.org/", "https://OURS.example.org:443", True),
+        ("http://ours.example.org:80", "HTTP://ours.example.org/", True),
+        ("https://ours.example.org/a", "https://ours.example.org/a/", True),
+        ("https://ours.example.org/", "https://ours.example.org:8443", False),
+        ("https://ours.example.org/", "https://ours.example.org/other", False),
+        ("https://ours.example.org/", "http://ours.example.org:443", False),
+        ("https://ours.example.org/", "https://ours.example.org.evil.test", False),
+        ("https://ours.example.org/", "https://ours.example.org@evil.test", False),
+        ("https://ours.example.org/", "https://evil.test\\@ours.example.org/", False),
+        ("https://ours.example.org:x/", "https://ours.example.org:x/", False),
+        ("https://[ours/", "https://[ours/", False),
+    ],
+)
+def test_a_server_is_the_same_by_scheme_host_port_and_path(workspace, server, asked, sent):
+    write(workspace, f"MLFLOW_TRACKING_URI={server}\n{LOGIN}")
+    load_environment(workspace)
+    assert login_for(asked) is sent
+    assert len(login()) == (3 if sent else 0)
+
+
 def test_a_login_that_was_set_goes_wherever_its_setter_says(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example.org")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "own-token")

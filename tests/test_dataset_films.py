@@ -267,3 +267,11 @@ def test_fuzz_gives_pixels_or_a_reason(kind: str, tmp_path: Path) -> None:
             assert (facts.height, facts.width) == pixels.shape
     assert refused
     assert all(line and "\n" not in line for line in refused)
+
+
+@pytest.mark.parametrize("full", [4095, 65535])
+def test_every_16_bit_value_is_scaled_and_rounded(full):
+    values = np.arange(full + 1, dtype=np.uint16).reshape(-1, 256)
+    in_numbers = np.rint(values.astype(np.float32) * (255 / full)).astype(np.uint8)
+    assert np.array_equal(decode(encoded(values)), in_numbers)
+    assert (in_numbers[0, 0], in_numbers[-1, -1]) == (0, 255)

@@ -180,3 +180,14 @@ def test_paths_in_a_message_are_short_and_cannot_draw_on_the_terminal():
     assert line.startswith("\\x1b[2J \\u202eevil.png, xxx")
     assert line.endswith("x.png, …")
     assert len(line) < 210
+
+
+@pytest.mark.parametrize(("length", "kept"), [(20, 20), (250, 68), (100, 68)])
+def test_a_path_and_its_reason_both_stay_readable(length, kept):
+    path, reason = "NORMAL/" + "x" * (length - 11) + ".png", "corrupt: " + "why " * 30
+    line = shown([path, "other.png"], room=200, reasons=[reason, "zero bytes"])
+    name, _, told = line.partition(" (")
+    assert (name[:7], name[-4:], len(name)) == ("NORMAL/", ".png", kept)
+    assert told.startswith(reason + ")")
+    assert len(line) <= 203
+    assert len(shown(["x" * 300], room=200, reasons=["y" * 300])) == 200

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from xray_opt.cli.service import up
 from xray_opt.config import Workspace
 from xray_opt.errors import ServiceError
 from xray_opt.services.compose import Compose, compose_file, explained
@@ -275,3 +277,11 @@ def test_a_restore_refuses_what_is_no_name_of_a_backup(workspace):
 
     with pytest.raises(ServiceError, match="xray-opt status lists them"):
         restore(workspace, "../x", print)
+
+
+def test_several_workers_on_the_same_gpus_are_refused_before_anything_is_made(workspace, monkeypatch):
+    monkeypatch.setenv("XRAY_OPT_HOME", str(workspace.root))
+    done = CliRunner().invoke(up, ["--gpu", "--workers", "2"])
+    assert done.exit_code == 2
+    assert "Error: --gpu takes one worker" in done.output
+    assert list(workspace.root.iterdir()) == []

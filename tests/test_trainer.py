@@ -283,6 +283,22 @@ def test_a_checkpoint_that_lacks_what_resuming_needs_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("says", ["CUDA error: device-side assert triggered", "can't allocate memory: 12 bytes"])
+def test_an_error_of_the_machine_does_not_blame_the_checkpoint(
+    images: Images, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    path = tmp_path / "trial.pt"
+    next(Trainer(settings(), images, base, checkpoint=path).epochs())
+
+    def failing(trainer: Trainer, state: object) -> None:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(Trainer, "_resume", failing)
+    with pytest.raises(RuntimeError, match=says):
+        Trainer(settings(), images, base, checkpoint=path)
+    assert path.exists()
+
+
 def test_a_checkpoint_that_cannot_be_written_is_one_line(images: Images, base: Base, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write checkpoint"):

@@ -73,3 +73,32 @@ def test_a_strangers_setting_cannot_break_the_line(checkpoint):
         checkpoint.load()
     assert str(caught.value).isprintable()
     assert len(str(caught.value).replace(str(checkpoint.path), "")) < 300
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 12 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 12 bytes"),
+    ],
+)
+def test_a_lack_of_memory_is_no_damage(checkpoint, said, monkeypatch, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(TrainingError, match=r"cannot read checkpoint .*trial: out of memory;"):
+        checkpoint.load()
+    assert checkpoint.path.exists()
+    assert checkpoint.previous.exists()
+    assert said == []
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(checkpoint, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(checkpoint.path), "exists", refused)  # root may search every folder
+    with pytest.raises(TrainingError, match=r"cannot read checkpoint .*trial: Permission denied; mend that"):
+        checkpoint.load()

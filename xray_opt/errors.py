@@ -146,5 +146,5 @@ class _Brief(reprlib.Repr):
 
 
 def brief(value: object) -> str:
-    """``repr`` of a value that somebody gave, short whatever it holds: aliases nest a gigabyte in few lines."""
-    return printable(_Brief().repr(value))
+    """``repr`` of a value that somebody gave, in at most 160 characters: aliases nest a gigabyte in few lines."""
+    return shortened(_Brief().repr(value), 160)

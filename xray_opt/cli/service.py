@@ -56,6 +56,8 @@ def up(profiles: tuple[str, ...], workers: int | None, gpu: bool, build: bool) -
     from xray_opt.services import environment_path
     from xray_opt.services import up as start
 
+    if gpu and workers is not None and workers > 1:
+        raise click.UsageError("--gpu takes one worker, which trains on all GPUs of XRAY_OPT_GPUS: leave out --workers")
     workspace, waiting = Workspace.here(), Waiting()
     fresh = not environment_path(workspace).exists()
     wanted = tuple(dict.fromkeys((*profiles, *(("worker",) if gpu or workers is not None else ()))))

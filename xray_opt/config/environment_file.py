@@ -84,7 +84,7 @@ def login_for(uri: str) -> bool:
     Returns:
         False where the file has a login that is kept from ``uri``.
     """
-    own = bool(uri) and uri.rstrip("/") in {server.rstrip("/") for server in _servers}
+    own = any(_place(uri) == _place(server) is not None for server in _servers)
     login = {name: v for name, v in _from_file.items() if name.startswith(_OF_SERVER) and name != _SERVER}
     for name, value in login.items():
         if own:
@@ -92,6 +92,18 @@ def login_for(uri: str) -> bool:
         elif os.environ.get(name) == value:
             del os.environ[name]
     return own or not login
+
+
+def _place(uri: str) -> tuple[str, str | None, int | None, str] | None:
+    """Scheme, host, port and path of a server, whoever logs in there; none where that cannot be told for sure."""
+    if not uri or re.search(r"[\s\\]", uri):  # urllib3 ends a host at a backslash, urlsplit does not
+        return None
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
 def read_environment(path: Path) -> dict[str, str]:

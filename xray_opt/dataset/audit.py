@@ -223,4 +223,5 @@ def _shortcut(manifest: Manifest, seen: Sequence[_Sight]) -> Shortcut:
 
 
 def _named(items: Sequence[LeftOut]) -> str:
-    return f"{len(items)} unusable films: {shown([f'{item.path} ({item.reason})' for item in items], 3, 200)}"
+    paths, reasons = [item.path for item in items], [item.reason for item in items]
+    return f"{len(items)} unusable films: {shown(paths, 3, 200, reasons)}"

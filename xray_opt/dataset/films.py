@@ -266,7 +266,17 @@ def _upright(image: Image.Image) -> Grey:
 def _grey(image: Image.Image) -> Grey:
     if not image.mode.startswith("I"):
         return np.asarray(image.convert("L"), dtype=np.uint8)
-    values = np.clip(np.asarray(image), 0, 65535).astype(np.float32)
-    full = _TWELVE_BITS if values.max() <= _TWELVE_BITS else 65535
-    grey: Grey = np.rint(values * (255 / full)).astype(np.uint8)
+    values = np.asarray(image)
+    if values.dtype != np.uint16:
+        values = np.clip(values, 0, 65535).astype(np.uint16)
+    table = _greys(_TWELVE_BITS if values.max() <= _TWELVE_BITS else 65535)
+    grey: Grey = np.empty(values.shape, np.uint8)
+    for row, deep in zip(grey, values, strict=True):  # numpy looks up by 8 bytes a pixel: never of a whole film
+        row[:] = table[deep]
     return grey
+
+
+def _greys(full: int) -> Grey:
+    """(full + 1,) uint8: the grey of every value of a film whose brightest may be ``full``."""
+    table: Grey = np.rint(np.arange(full + 1, dtype=np.float32) * (255 / full)).astype(np.uint8)
+    return table

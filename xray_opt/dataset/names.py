@@ -8,7 +8,9 @@ after ``NORMAL2-``. Whether ``person7_bacteria_…`` and ``person7_virus_…`` a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from xray_opt.errors import shortened
 
@@ -67,13 +69,22 @@ def subtype_of(label: int, name: Name | None) -> str:
     return "unknown" if name is None or name.subtype == "normal" else name.subtype
 
 
-def shown(paths: list[str], most: int = 5, room: int = 125) -> str:
+def shown(paths: list[str], most: int = 5, room: int = 125, reasons: Sequence[str] = ()) -> str:
     """The first few paths for a message of one line, whatever bytes the names hold and however long they are.
 
     Args:
-        room: characters for all of them; the first is shown in any case. A long one's middle is left out.
+        room: characters for all of them; the first is shown in any case. The middle of a path is left out beyond 100.
+        reasons: what is wrong with each, shown behind it; whole, the path shorter for it, where it leaves the path 60.
     """
-    safe = [shortened(path.replace("\n", "\\n"), max(100, room // 2)) for path in paths[:most]]
+    given = zip_longest(paths[:most], reasons[:most], fillvalue="")
+    safe = [_item(path.replace("\n", "\\n"), reason, room) for path, reason in given]
     while len(safe) > 1 and len(", ".join(safe)) > room:
         safe.pop()
     return ", ".join(safe) + (", …" if len(paths) > len(safe) else "")
+
+
+def _item(path: str, reason: str, room: int) -> str:
+    if not reason:
+        return shortened(path, 100)
+    told = shortened(reason, room - 63)
+    return f"{shortened(path, min(100, room - 3 - len(told)))} ({told})"

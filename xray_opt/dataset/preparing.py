@@ -141,7 +141,7 @@ def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) ->
     fingerprint = listing.fingerprint()  # before reading: what changes meanwhile is seen the next time
     films, bad = _examined(listing, progress)
     if bad and not config.skip_bad:
-        worst = shown([f"{item.path} ({item.reason})" for item in bad], room=200)
+        worst = shown([item.path for item in bad], room=200, reasons=[item.reason for item in bad])
         raise DataError(
             f"{len(bad)} of {len(listing.entries)} films in {listing.root} cannot be used: {worst}; "
             "mend them, or leave them out with --skip-bad"

@@ -130,7 +130,7 @@ def _build(compose: Compose, build: bool, progress: Say) -> None:
     """Missing images are built; minutes the first time."""
     if not build and not _missing_images(compose):
         return
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         command = [*compose.command("build", "--progress", "plain")]
         process = subprocess.Popen(command, env=compose.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _watch(process, lambda seconds: progress(f"building the images, {seconds:.0f} s"))
@@ -172,7 +172,7 @@ def _migrate(compose: Compose, codes: tuple[int, ...]) -> subprocess.CompletedPr
 
 def _start(compose: Compose, scale: Sequence[str], progress: Say) -> None:
     deadline = time.monotonic() + PATIENCE
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = compose.start(log, "up", "--detach", "--remove-orphans", *scale)
         while True:
             ended = process.poll() is not None  # looked at first: what is not up afterwards was not brought up

@@ -22,6 +22,8 @@ _MAGIC = b"xray-opt checkpoint "
 _HEADER = len(_MAGIC) + 64 + 1
 
 State = dict[str, Any]
+#: What torch's plain RuntimeErrors say where memory or the device is at fault.
+_OF_THE_MACHINE = ("CUDA error", "allocate memory", "not enough memory", "out of memory")
 #: Settings that a resumed training may have changed, or that its digests stand for.
 ELSEWHERE = ("data.", "tracking.", "model.base", "training.device", "training.micro_batch", "training.cuda_graphs")
 
@@ -77,18 +79,22 @@ class Checkpoint:
         """The newest state that is whole, none where there is none.
 
         Raises:
-            TrainingError: it belongs to another training, or the file cannot be read or removed.
+            TrainingError: it belongs to another training, the file cannot be read or removed, or memory ran out.
         """
         for path in (self.path, self.previous):
-            if not path.exists():
-                continue
             try:
+                if not path.exists():
+                    continue
                 state = _read(path)
                 if state is None:
                     path.unlink()
             except OSError as error:
                 raise TrainingError(
                     f"cannot read checkpoint {path}: {error.strerror or error}; mend that, or move it away"
+                ) from error
+            except MemoryError as error:
+                raise TrainingError(
+                    f"cannot read checkpoint {path}: out of memory; free some and resume, nothing is lost"
                 ) from error
             if state is not None:
                 self._check(state, path)
@@ -107,6 +113,13 @@ class Checkpoint:
             )
 
 
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error of torch tells of the machine it met, and nothing of the bytes that were read."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_THE_MACHINE)
+
+
 def has_checkpoint(path: Path) -> bool:
     """Whether there is something to resume from: a checkpoint or its predecessor."""
     return path.exists() or path.with_name(path.name + ".previous").exists()
@@ -119,14 +132,21 @@ def discard_checkpoint(path: Path) -> None:
 
 
 def _read(path: Path) -> State | None:
-    """The state in ``path``, none where the file is damaged."""
+    """The state in ``path``, none where the file is damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+        MemoryError: it is as it was written, yet there is no room for it.
+    """
     data = memoryview(path.read_bytes())
     header, payload = bytes(data[:_HEADER]), data[_HEADER:]
     if header != _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
         return None
     try:
         state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception:  # on bytes that are no checkpoint torch raises errors of nearly every kind
+    except Exception as error:  # on bytes that are no checkpoint torch raises errors of nearly every kind
+        if is_of_the_machine(error):
+            raise MemoryError(str(error)) from error
         return None
     identity = state.get("identity") if isinstance(state, dict) else None
     plain = isinstance(identity, dict) and all(isinstance(text, str) for pair in identity.items() for text in pair)

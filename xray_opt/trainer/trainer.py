@@ -27,7 +27,7 @@ from xray_opt.errors import ConfigError, ModelError, NotFinite, OutOfMemory, Tra
 from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
-from xray_opt.trainer.checkpoint import Checkpoint, State, identity
+from xray_opt.trainer.checkpoint import Checkpoint, State, identity, is_of_the_machine
 from xray_opt.trainer.choice import choose
 from xray_opt.trainer.records import Epoch, beats, stale
 from xray_opt.trainer.statistics import BATCH, reestimate
@@ -215,9 +215,9 @@ class Trainer:
         if (state := checkpoint.load()) is not None:
             try:
                 self._resume(state)
-            except torch.OutOfMemoryError:  # says nothing of the file
-                raise
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
+                if is_of_the_machine(error):  # says nothing of the file
+                    raise
                 raise TrainingError(
                     f"checkpoint {path} cannot be resumed from ({one_line(error)}); remove the file to start anew"
                 ) from error
