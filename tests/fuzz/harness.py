@@ -5,7 +5,7 @@ then), and lets the product's error out when it was refused. A case is judged a 
 but an XrayError, where the refusal is no clear line, where it takes too long, too much memory, or ends the process.
 
 ``FUZZ_SECONDS`` (of the whole run; unset: a fixed number of cases), ``FUZZ_SEED`` and ``FUZZ_CASE`` (this one case of
-every fuzzer) are read from the environment. The same seed and number always give the same case.
+every fuzzer, whatever else is set) are read from the environment. The same seed and number always give the same case.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class Tally:
     """What came of the cases of one fuzzer."""
 
     fuzzer: str
+    repeated: bool = False
     accepted: int = 0
     refused: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -76,6 +78,11 @@ class Tally:
     @property
     def cases(self) -> int:
         return self.accepted + self.refused + len(self.faults)
+
+    def balanced(self, accepted: float = 0, refused: float = 0, reasons: int = 0) -> bool:
+        """Whether at least these shares were accepted and refused, for so many reasons; or it is one repeated case."""
+        shares = self.accepted >= accepted * self.cases and self.refused >= refused * self.cases
+        return self.repeated or (shares and len(self.reasons) >= reasons)
 
     def told(self) -> str:
         """The faults, one below the other; FUZZ_SEED and FUZZ_CASE repeat one."""
@@ -95,18 +102,31 @@ class Tally:
 
 
 class Child:
-    """A process that reads cases one after the other; killed and started anew when one takes too long."""
+    """A process that reads cases one after the other; killed and started anew when one takes too long.
+
+    Attributes:
+        place: its folder for temporary files, removed with it; none where no process runs.
+    """
 
     def __init__(self, reader: str, limits: Limits) -> None:
         self._reader, self._limits = reader, limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def place(self) -> str:
+        return self._folder.name if self._folder else ""
 
     def judge(self, given: Any) -> tuple[str, str]:
         """``accepted``, ``refused`` or ``fault``, and the line that says why."""
         process = self._process or self._start()
         body = pickle.dumps(given)
-        process.stdin.write(struct.pack("<Q", len(body)) + body)
-        process.stdin.flush()
+        try:
+            process.stdin.write(struct.pack("<Q", len(body)) + body)
+            process.stdin.flush()
+        except BrokenPipeError:
+            self.close()
+            return "fault", "the process ended between two cases"
         verdict = self._answer(process, CLOCK * self._limits.seconds)
         if verdict is None:
             try:
@@ -122,6 +142,9 @@ class Child:
             self._process.kill()
             self._process.communicate()
             self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [
@@ -131,7 +154,8 @@ class Child:
             str(self._limits.megabytes),
             str(self._limits.seconds),
         ]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._folder = tempfile.TemporaryDirectory(prefix="fuzz", ignore_cleanup_errors=True)
+        env = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": self._folder.name}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         assert self._answer(self._process, PATIENCE) == ("ready", ""), f"{self._reader} cannot be imported"
         return self._process
@@ -170,15 +194,16 @@ def fuzz(
         share: of ``FUZZ_SECONDS``.
         least: cases that a long run makes at least, however slow the machine.
     """
-    tally, child, start = Tally(name), Child(reader, limits), time.monotonic()
-    seconds = float(os.environ.get("FUZZ_SECONDS") or 0) * share
     only = os.environ.get("FUZZ_CASE")
+    tally, child, start = Tally(name, repeated=bool(only)), Child(reader, limits), time.monotonic()
+    seconds = float(os.environ.get("FUZZ_SECONDS") or 0) * share
     number = int(only or 0)
+    wanted = number + 1 if only else least if seconds else brief
     try:
-        while number < (least if seconds else brief) or (seconds and time.monotonic() - start < seconds):
+        while number < wanted or (not only and time.monotonic() - start < seconds):
             _one(tally, child, make(random.Random(f"{seed()}/{name}/{number}"), number), number)
             number += 1
-            if only or len(tally.faults) >= 25:
+            if len(tally.faults) >= 25:
                 break
     finally:
         child.close()
@@ -189,7 +214,7 @@ def fuzz(
 def _one(tally: Tally, child: Child, case: Case, number: int) -> None:
     outcome, line = child.judge(case.given)
     if outcome == "refused":
-        if fault := unclear(line, case):
+        if fault := unclear(line, case, child.place):
             outcome, line = "fault", f"{fault}: {line[:800]!r}"
         else:
             tally.refused += 1
@@ -202,15 +227,15 @@ def _one(tally: Tally, child: Child, case: Case, number: int) -> None:
         )
 
 
-def unclear(line: str, case: Case) -> str:
+def unclear(line: str, case: Case, folder: str) -> str:
     """Why a refusal is no clear line, empty where it is one."""
     if not line.strip():
         return "says nothing"
     if not line.isprintable():
         return "not one printable line"
     rest = line
-    for place in sorted(case.places, key=len, reverse=True):
-        rest = rest.replace(place, "…")
+    for place in sorted((*case.places, folder), key=len, reverse=True):
+        rest = rest.replace(place, "…") if place else rest
     if len(rest) > MOST_LINE:
         return f"{len(rest)} characters are no clear line"
     if case.names and not any(name in line for name in case.names):

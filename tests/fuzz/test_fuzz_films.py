@@ -64,8 +64,9 @@ def expected(content):
             upright = image
         if not image.mode.startswith("I"):
             return np.asarray(upright.convert("L"))
-        deep = np.asarray(upright).astype(np.int64)
-        return np.rint(deep * (255 / (4095 if deep.max() <= 4095 else 65535))).astype(np.uint8)
+        deep = np.asarray(upright)
+        scale = 255 / (4095 if deep.max() <= 4095 else 65535)
+        return np.array([np.rint(row.astype(np.int64) * scale).astype(np.uint8) for row in deep])
 
 
 def right_dicom(content, pixels, mode):
@@ -91,9 +92,7 @@ def right_dicom(content, pixels, mode):
 
 
 def test_every_image_file_is_decoded_rightly_or_refused_with_one_reason(reported):
-    tally = fuzz("films", "test_fuzz_films:read_film", film_case, 250, 0.75, 2000, Limits(20, 1024))
+    tally = fuzz("films", "test_fuzz_films:read_film", film_case, 150, 0.6, 2000, Limits(20, 1024))
     reported(tally)
     assert not tally.faults, tally.told()
-    assert tally.accepted > tally.cases / 20
-    assert tally.refused > tally.cases / 3
-    assert len(tally.reasons) > 10
+    assert tally.balanced(accepted=1 / 20, refused=1 / 3, reasons=10)

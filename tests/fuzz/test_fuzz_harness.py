@@ -2,9 +2,13 @@
 
 import os
 import signal
+import tempfile
+import threading
 import time
+from pathlib import Path
 
-from harness import Case, Limits, fuzz
+import pytest
+from harness import Case, Child, Limits, fuzz
 
 from xray_opt.errors import ConfigError, DataError
 
@@ -37,6 +41,10 @@ def faulty(given):
                 raise DataError("the film needs a lot") from error
         case "exit":
             raise SystemExit(0)
+        case "litter":
+            Path(tempfile.mkdtemp(), "left").touch()
+        case "death later":
+            threading.Timer(0.1, os._exit, (3,)).start()
         case "death":
             os.kill(os.getpid(), signal.SIGKILL)
         case "two lines":
@@ -66,8 +74,13 @@ FAULTS = {
 }
 
 
-def test_every_kind_of_faulty_reader_is_caught_and_the_next_case_is_read(monkeypatch):
-    monkeypatch.setenv("FUZZ_SECONDS", "")
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in ("FUZZ_SECONDS", "FUZZ_SEED", "FUZZ_CASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_every_kind_of_faulty_reader_is_caught_and_the_next_case_is_read():
     given = [text for fault in FAULTS for text in (fault, "fine")] + ["refused"]
     limits = Limits(seconds=1, megabytes=256)
     name = ("film.png",)
@@ -80,8 +93,20 @@ def test_every_kind_of_faulty_reader_is_caught_and_the_next_case_is_read(monkeyp
         assert says in found, fault
 
 
+def test_a_process_that_ends_between_two_cases_is_a_fault_and_leaves_no_files():
+    child = Child("test_fuzz_harness:faulty", Limits(1, 256))
+    assert child.judge("litter") == ("accepted", "")
+    folder = Path(child.place)
+    assert len(list(folder.rglob("left"))) == 1
+    assert child.judge("death later") == ("accepted", "")
+    child._process.wait(60)
+    assert child.judge("fine") == ("fault", "the process ended between two cases")
+    assert not folder.exists()
+    assert child.judge("fine") == ("accepted", "")
+    child.close()
+
+
 def test_the_same_seed_gives_the_same_cases(monkeypatch):
-    monkeypatch.setenv("FUZZ_SECONDS", "")
     seen = []
 
     def make(chance, number):
@@ -93,5 +118,18 @@ def test_the_same_seed_gives_the_same_cases(monkeypatch):
         fuzz("same", "test_fuzz_harness:faulty", make, 3, 0)
     assert seen[:3] == seen[3:6] != seen[6:]
     monkeypatch.setenv("FUZZ_CASE", "2")
-    assert fuzz("same", "test_fuzz_harness:faulty", make, 3, 0).cases == 1
-    assert seen[-1] == seen[8]
+    assert fuzz("same", "test_fuzz_harness:faulty", make, 1, 0).cases == 1
+    assert seen[9:] == [seen[8]]
+
+
+def test_one_case_is_repeated_whatever_else_is_set_and_no_shares_are_asked_of_it(monkeypatch):
+    reader = "test_fuzz_harness:faulty"
+    monkeypatch.setenv("FUZZ_SECONDS", "1")
+    monkeypatch.setenv("FUZZ_CASE", "7")
+    numbers = []
+    tally = fuzz("one", reader, lambda _, n: numbers.append(n) or Case("-", "fine"), 3, 1, 5)
+    assert (numbers, tally.accepted, tally.balanced(0.1, 0.1, 3)) == ([7], 1, True)
+    monkeypatch.setenv("FUZZ_CASE", "")
+    monkeypatch.setenv("FUZZ_SECONDS", "")
+    tally = fuzz("two", reader, lambda _, n: Case("-", ("fine", "refused")[n]), 2, 0)
+    assert [tally.balanced(*least) for least in ((0.5, 0.5, 1), (0, 0, 2), (0.6, 0), (0, 0.6))] == [True, *[False] * 3]

@@ -75,8 +75,9 @@ def read_bundle_folder(given):
         assert torch.isfinite(answer).all()
         assert 0 <= bundle.threshold <= 1
         assert 0 < bundle.temperature < float("inf")
-        if not signed or kind in ("whole", "missing"):
+        if not signed or kind in ("whole", "missing", "link", "peft"):
             assert torch.equal(answer, known["answer"])
+        if not signed or kind in ("whole", "missing", "link"):
             assert bundle.to_json() == known["bundle"].to_json()
 
 
@@ -222,16 +223,19 @@ def read_checkpoint(given):
             checkpoint.save(state_of(epoch))
         damage_checkpoint(path, checkpoint.previous, kind, chance)
         state = checkpoint.load()
+        assert (state is None) == (kind == "both")
         if state is None:
             assert len(said) == 2
             assert not path.exists()
             return
         assert state["identity"] == IDENTITY
-        if kind in ("whole", "bytes", "both"):
+        assert len(said) == (kind in ("bytes", "stranger")) or kind in ("signed", "state")
+        if said or kind == "whole":
             (epoch,) = state["epochs"]
-            assert epoch["number"] in (1, 2)
+            assert epoch["number"] == (1 if said else 2)
             assert torch.equal(state["network"]["a"], state_of(epoch["number"])["network"]["a"])
-            assert (epoch["number"] == 1) == bool(said)
+        elif kind == "state":
+            assert state == {"identity": IDENTITY}
         assert all(line.isprintable() and "\n" not in line for line in said)
 
 
@@ -249,17 +253,8 @@ def damage_checkpoint(path, previous, kind, chance):
     elif kind == "signed":
         path.write_bytes(signed(mutated(body, chance)[1]))
     elif kind == "state":
-        odd = (
-            [],
-            {},
-            {"identity": 3},
-            {"identity": {"a": [1]}},
-            {"identity": IDENTITY},
-            torch.zeros(3),
-            "x",
-            None,
-            {1: 2},
-        )
+        whole = {"identity": IDENTITY}
+        odd = ([], {}, {"identity": 3}, {"identity": {"a": [1]}}, whole, torch.zeros(3), "x", None, {1: 2})
         buffer = io.BytesIO()
         torch.save(chance.choice(odd), buffer)
         path.write_bytes(signed(buffer.getvalue()))
@@ -287,7 +282,7 @@ def signed(body):
 @pytest.mark.parametrize(
     ("name", "reader", "make", "brief", "least"),
     [
-        ("bundles", "read_bundle_folder", bundle_case, 18, 100),
+        pytest.param("bundles", "read_bundle_folder", bundle_case, 18, 30, marks=pytest.mark.slow),
         ("checkpoints", "read_checkpoint", checkpoint_case, 70, 300),
     ],
 )
@@ -295,5 +290,4 @@ def test_weights_are_read_as_written_or_refused_with_one_line(reported, name, re
     tally = fuzz(name, f"test_fuzz_weights:{reader}", make, brief, 0.12, least, Limits(30, 1536))
     reported(tally)
     assert not tally.faults, tally.told()
-    assert tally.accepted > tally.cases / 20
-    assert tally.refused > tally.cases / 20
+    assert tally.balanced(accepted=1 / 20, refused=1 / 20)
