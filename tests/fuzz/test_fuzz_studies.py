@@ -159,6 +159,7 @@ read_study.ready = lambda: importlib.import_module("xray_opt.tuning.space")
 
 def searched(study, nested):
     """The space and the known-good settings are those that PyYAML reads, which takes 1e-3 for a text."""
+    nested = nested or {}
     space = nested.get("space") or {}
     assert [parameter.name for parameter in study.space] == list(space)
     for parameter in study.space:

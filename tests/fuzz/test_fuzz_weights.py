@@ -283,7 +283,7 @@ def signed(body):
     ("name", "reader", "make", "brief", "least"),
     [
         pytest.param("bundles", "read_bundle_folder", bundle_case, 18, 30, marks=pytest.mark.slow),
-        ("checkpoints", "read_checkpoint", checkpoint_case, 70, 300),
+        ("checkpoints", "read_checkpoint", checkpoint_case, 35, 300),
     ],
 )
 def test_weights_are_read_as_written_or_refused_with_one_line(reported, name, reader, make, brief, least):
