@@ -63,7 +63,7 @@ def _print(verdict: Confirmation, promotion: Promotion | None) -> None:
         print_table(["trial", "re-drawn splits", "95 %", "splits"], rows)
     for one in verdict.settings:
         if one.lower is None:
-            click.echo(f"trial {one.trial} counts for nothing: {one.failed or one.confirmed.why}")
+            click.echo(f"trial {one.trial} counts for nothing: {one.confirmed.why}")
     if verdict.winner is None:
         click.echo("no winner")
         return
