@@ -9,13 +9,16 @@ import pytest
 from conftest import Place, make_place
 from scipy.stats import t as student
 
+from xray_opt.cli.confirm import told
 from xray_opt.config import TrackingConfig
 from xray_opt.confirm import Retrained, judge
 from xray_opt.confirm.judging import Candidate
-from xray_opt.intervals import Patients
+from xray_opt.errors import DataError
+from xray_opt.intervals import Gain, Patients
 from xray_opt.mlflow_client import connect
 from xray_opt.phantom import make_phantoms
-from xray_opt.tuning import read_study
+from xray_opt.tuning import read_study, storage_url
+from xray_opt.tuning.storage import sole_lock
 
 #: A loss that weighs pneumonia learns to call it, one that hardly weighs it never does: a good and a bad setting that
 #: one epoch tells apart. Enough validation patients for an interval.
@@ -165,6 +168,12 @@ def test_a_setting_that_failed_or_has_too_few_patients_counts_for_nothing(films)
     assert "too few patients" in few.settings[0].confirmed.why
 
 
+def test_a_lead_of_the_runner_up_is_said_so():
+    assert told(Gain(0.02, 0.01, 0.03, 0.001)) == "the lead is beyond chance"
+    assert "the runner-up is better; the re-drawn splits decided" in told(Gain(-0.02, -0.03, -0.01, 0.001))
+    assert told(Gain(0.02, -0.01, 0.05, 0.3)) == told(Gain(0.02)) == "the two are not told apart"
+
+
 def test_the_median_seed_stands_for_the_setting(films):
     _, labels, patients = films
     called = labels == 1
@@ -259,9 +268,25 @@ def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_
     assert lucky.run("evaluate", "--model", f"runs:/{winner['run']}", "--data", "more").returncode == 0
 
 
+def test_splits_that_cannot_be_drawn_are_found_before_anything_is_trained(lucky, monkeypatch):
+    def refuses(manifest, seed):
+        raise DataError("too few patients for another split")
+
+    monkeypatch.setattr("xray_opt.confirm.confirming.redrawn", refuses)
+    done = lucky.run("confirm", "--study", "lucky", "--data", "more", "--seeds", "5", "--splits", "2")
+    assert done.returncode == 3
+    assert "too few patients for another split" in done.stderr
+    assert "retraining" not in done.stderr
+
+
 def test_numbers_and_studies_that_say_nothing_are_one_line(lucky):
     none = lucky.run("confirm", "--study", "tiny")
     assert (none.returncode, none.stderr.count("\n")) == (6, 1)
     assert "tune first" in none.stderr
+    with sole_lock(storage_url(lucky.workspace), ":confirm:lucky") as held:
+        busy = lucky.run("confirm", "--study", "lucky", "--data", "more")
+    assert held
+    assert (busy.returncode, busy.stderr.count("\n")) == (6, 1)
+    assert "being confirmed already" in busy.stderr
     assert lucky.run("confirm", "--study", "lucky", "--data", "more", "--seeds", "1").returncode == 2
     assert "0 or at least 2" in lucky.run("confirm", "--study", "lucky", "--data", "more", "--splits", "1").stderr
