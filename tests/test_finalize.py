@@ -172,32 +172,6 @@ def test_a_killed_finalize_is_finished_without_another_opening(finalized):
     assert len(openings(read_study("tiny", place.workspace))) == before + 1
 
 
-@pytest.mark.parametrize("step", ["amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening"])
-def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_opening(finalized, monkeypatch, step):
-    place, _, _ = finalized
-    count = len(openings(read_study("tiny", place.workspace)))
-
-    def stopped(*args, **kwargs):
-        if step != "note_opening" or args[3].scores:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    room = {"amend": finalizing, "log_run_file": finalizing, "tag_versions": finalizing.registry}.get(step, opening)
-    real = getattr(room, step)
-    monkeypatch.setattr(room, step, stopped)
-    with pytest.raises(KeyboardInterrupt):
-        finalize(CHAMPION, place.workspace, again=True, device="cpu")
-    monkeypatch.undo()
-    final = finalize(CHAMPION, place.workspace, device="cpu")
-    record = read_study("tiny", place.workspace)
-    assert len(openings(record)) == final.openings == count + 1
-    assert openings(record)[-1] == final.opening
-    assert final.opening.scores["test.auc"] == final.image.scores["auc"].value
-    assert finals("tiny", place.workspace)[final.run] == final
-    tags = connect(TrackingConfig(), place.workspace).client.get_run(record.notes["mlflow_parent"]).data.tags
-    assert tags["xray_opt.test_openings"] == str(count + 1)
-
-
 def test_a_killed_finalize_keeps_the_test_from_other_models_a_killed_evaluate_does_not(finalized):
     place, final, _ = finalized
     record = read_study("tiny", place.workspace)
@@ -251,6 +225,32 @@ def test_opening_again_needs_the_flag_and_is_counted(finalized):
     assert again.rule == "sensitivity 0.9 on validation"
     assert again.threshold != final["threshold"] or again.image.confusion == final["image"]["confusion"]
     assert again.image.scores["auc"].value == pytest.approx(final["image"]["scores"]["auc"]["value"])
+
+
+@pytest.mark.parametrize("step", ["amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening"])
+def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_opening(finalized, monkeypatch, step):
+    place, _, _ = finalized
+    count = len(openings(read_study("tiny", place.workspace)))
+
+    def stopped(*args, **kwargs):
+        if step != "note_opening" or args[3].scores:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    room = {"amend": finalizing, "log_run_file": finalizing, "tag_versions": finalizing.registry}.get(step, opening)
+    real = getattr(room, step)
+    monkeypatch.setattr(room, step, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finalize(CHAMPION, place.workspace, again=True, device="cpu")
+    monkeypatch.undo()
+    final = finalize(CHAMPION, place.workspace, device="cpu")
+    record = read_study("tiny", place.workspace)
+    assert len(openings(record)) == final.openings == count + 1
+    assert openings(record)[-1] == final.opening
+    assert final.opening.scores["test.auc"] == final.image.scores["auc"].value
+    assert finals("tiny", place.workspace)[final.run] == final
+    tags = connect(TrackingConfig(), place.workspace).client.get_run(record.notes["mlflow_parent"]).data.tags
+    assert tags["xray_opt.test_openings"] == str(count + 1)
 
 
 def test_a_model_without_a_study_is_refused(tuned, tmp_path):
