@@ -18,6 +18,7 @@ from mlflow_stores import tracking_server
 from optuna.storages import RDBStorage
 from postgres_server import postgres
 
+from xray_opt import places
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.finalize import finalize
@@ -166,7 +167,8 @@ def test_notes_lead_to_the_copies(home, tmp_path):
 
 def test_a_finalized_model_stays_so(home, tmp_path):
     """The record names runs: at the other end it is found by the copies' ids, and nothing is opened again."""
-    final = finalize(CHAMPION, home.workspace, device="cpu")
+    here = places.Place(storage=f"sqlite:///{home.workspace.study_database}")
+    final = finalize(CHAMPION, home.workspace, device="cpu", place=here)
     annotate("tiny", home.workspace, "confirmation", {"settings": [{"run": final.run}]})
     number = connection(home.workspace).client.get_model_version_by_alias("xray-pneumonia", "champion").version
     evidence = f"runs:/{final.run}/confirmation.json"
