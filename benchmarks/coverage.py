@@ -80,7 +80,7 @@ def coverage(
     chance = np.random.default_rng(seed)
     (population,), _ = draw(chance, 400_000, auc)
     truth = plain(population)
-    missed: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    missed: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for number in range(simulations):
         (cases,), whose = draw(chance, patients, auc)
         who = Patients([f"{one:06d}" for one in whose], seed=number)
@@ -90,6 +90,7 @@ def coverage(
             for method, (low, high) in bounds(name, value, drawn[name], who.count, left_out.get(name)).items():
                 missed[name, method][0] += bool(truth[name] < low)
                 missed[name, method][1] += bool(truth[name] > high)
+                missed[name, method][2] += bool(np.isnan(low))
     return {
         name: {"truth": truth[name]}
         | {method: shares(missed[name, method], simulations) for method in METHODS if (name, method) in missed}
@@ -98,9 +99,11 @@ def coverage(
 
 
 def shares(missed: list[int], simulations: int) -> dict[str, float]:
-    """Percent covered, above and below, of two counts."""
-    above, below = (100 * count / simulations for count in missed)
-    return {"covered": 100 - above - below, "above": above, "below": below}
+    """Percent covered, above and below of the intervals that there are, and percent of simulations without one."""
+    given = simulations - missed[2]
+    above, below = (100 * count / given if given else np.nan for count in missed[:2])
+    none = 100 * missed[2] / simulations
+    return {"covered": 100 - above - below, "above": above, "below": below, "no interval": none}
 
 
 def plain(cases: Cases) -> dict[str, float]:

@@ -94,6 +94,16 @@ def room_files() -> list[Path]:
     return [path for path in sources() if path != PACKAGE / "__init__.py"]
 
 
+def test_the_test_split_is_opened_in_one_place() -> None:
+    calls = {
+        str(path.relative_to(PACKAGE))
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "open_test"
+    }
+    assert calls == {"scoring/opening.py"}
+
+
 def test_every_room_has_a_row() -> None:
     assert {room_of(path) for path in room_files()} <= set(ROW)
 

@@ -9,13 +9,16 @@ import pytest
 from conftest import Place, make_place
 from scipy.stats import t as student
 
+from xray_opt.cli.confirm import told
 from xray_opt.config import TrackingConfig
 from xray_opt.confirm import Retrained, judge
 from xray_opt.confirm.judging import Candidate
-from xray_opt.intervals import Patients
+from xray_opt.errors import DataError
+from xray_opt.intervals import Gain, Patients
 from xray_opt.mlflow_client import connect
 from xray_opt.phantom import make_phantoms
-from xray_opt.tuning import read_study
+from xray_opt.tuning import read_study, storage_url
+from xray_opt.tuning.storage import sole_lock
 
 #: A loss that weighs pneumonia learns to call it, one that hardly weighs it never does: a good and a bad setting that
 #: one epoch tells apart. Enough validation patients for an interval.
@@ -103,6 +106,21 @@ def test_among_many_the_search_picks_luck_and_confirmation_picks_skill():
     assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps)), "the winner's curse"
 
 
+def test_seeds_that_agree_by_luck_do_not_decide():
+    """One of three settings is better by .02, seeds spread by .015: the spread of three seeds is mostly luck."""
+    rng = np.random.default_rng(3)
+    patients, found = Patients([str(n) for n in range(400)]), 0
+    for _ in range(50):
+        labels, hard = (rng.random(400) < 0.7).astype(int), rng.random(400)
+        some = []
+        for trial, skill in enumerate((0.90, 0.92, 0.90)):
+            calls = [np.where(hard < skill + rng.normal(0, 0.015), labels == 1, labels != 1) for _ in range(3)]
+            runs = tuple(Retrained(f"{trial}-{n}", f1(labels, called), called) for n, called in enumerate(calls))
+            some.append(Candidate(trial, {}, 0.9, runs))
+        found += judge("s", some, labels, patients).winner == 1
+    assert found >= 37, "an interval from each setting's own three seeds finds it in about 55 %"
+
+
 def test_equal_settings_are_rarely_told_apart():
     rng = np.random.default_rng(2)
     labels, patients = (rng.random(200) < 0.7).astype(int), Patients([str(n) for n in range(200)])
@@ -121,7 +139,7 @@ def test_the_interval_adds_patients_and_seeds(films):
     assert without.gap.low is None, "seeds that agree wholly have no spread"
     spread = [run.f1 for run in one.seeds]
     assert found.confirmed.value == pytest.approx(np.mean(spread))
-    half = student.ppf(0.975, 4) * np.std(spread, ddof=1) / np.sqrt(5)
+    half = student.ppf(0.975, 4) * np.std(spread, ddof=1) * np.sqrt(1 + 1 / 5)
     assert found.gap.high - found.gap.value == pytest.approx(half)
     assert found.confirmed.low < found.confirmed.value < found.confirmed.high < 1
 
@@ -148,6 +166,12 @@ def test_a_setting_that_failed_or_has_too_few_patients_counts_for_nothing(films)
     few = judge("s", [sound], labels, Patients(["p"] * 300))
     assert (few.winner, few.settings[0].lower) == (None, None)
     assert "too few patients" in few.settings[0].confirmed.why
+
+
+def test_a_lead_of_the_runner_up_is_said_so():
+    assert told(Gain(0.02, 0.01, 0.03, 0.001)) == "the lead is beyond chance"
+    assert "the runner-up is better; the re-drawn splits decided" in told(Gain(-0.02, -0.03, -0.01, 0.001))
+    assert told(Gain(0.02, -0.01, 0.05, 0.3)) == told(Gain(0.02)) == "the two are not told apart"
 
 
 def test_the_median_seed_stands_for_the_setting(films):
@@ -244,9 +268,25 @@ def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_
     assert lucky.run("evaluate", "--model", f"runs:/{winner['run']}", "--data", "more").returncode == 0
 
 
+def test_splits_that_cannot_be_drawn_are_found_before_anything_is_trained(lucky, monkeypatch):
+    def refuses(manifest, seed):
+        raise DataError("too few patients for another split")
+
+    monkeypatch.setattr("xray_opt.confirm.confirming.redrawn", refuses)
+    done = lucky.run("confirm", "--study", "lucky", "--data", "more", "--seeds", "5", "--splits", "2")
+    assert done.returncode == 3
+    assert "too few patients for another split" in done.stderr
+    assert "retraining" not in done.stderr
+
+
 def test_numbers_and_studies_that_say_nothing_are_one_line(lucky):
     none = lucky.run("confirm", "--study", "tiny")
     assert (none.returncode, none.stderr.count("\n")) == (6, 1)
     assert "tune first" in none.stderr
+    with sole_lock(storage_url(lucky.workspace), ":confirm:lucky") as held:
+        busy = lucky.run("confirm", "--study", "lucky", "--data", "more")
+    assert held
+    assert (busy.returncode, busy.stderr.count("\n")) == (6, 1)
+    assert "being confirmed already" in busy.stderr
     assert lucky.run("confirm", "--study", "lucky", "--data", "more", "--seeds", "1").returncode == 2
     assert "0 or at least 2" in lucky.run("confirm", "--study", "lucky", "--data", "more", "--splits", "1").stderr

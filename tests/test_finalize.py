@@ -14,12 +14,12 @@ from conftest import make_place
 from xray_opt.config import LossConfig, TrackingConfig, Workspace, find_study, load_study
 from xray_opt.dataset import Film, Manifest, prepared
 from xray_opt.errors import ConfigError, DataError, StudyError
-from xray_opt.finalize import Final, finalize, finals
+from xray_opt.finalize import Final, finalize, finalizing, finals
 from xray_opt.finalize.finalizing import FINALS
 from xray_opt.leaderboard import OPENINGS, openings
 from xray_opt.loss import FocalLoss
 from xray_opt.mlflow_client import connect
-from xray_opt.scoring import film_cases, levels
+from xray_opt.scoring import film_cases, levels, opening
 from xray_opt.tuning import annotate, read_study
 
 CHAMPION = "models:/xray-pneumonia@champion"
@@ -172,6 +172,26 @@ def test_a_killed_finalize_is_finished_without_another_opening(finalized):
     assert len(openings(read_study("tiny", place.workspace))) == before + 1
 
 
+def test_a_killed_finalize_keeps_the_test_from_other_models_a_killed_evaluate_does_not(finalized):
+    place, final, _ = finalized
+    record = read_study("tiny", place.workspace)
+    kept = record.notes[OPENINGS], record.notes[FINALS]
+    other = next(t for t in record.trials if t.notes["mlflow_run"] != final["run"])
+    killed = [item | {"scores": {}} for item in kept[0] if item["run"] == final["run"] and item["by"] == "finalize"]
+    annotate("tiny", place.workspace, OPENINGS, killed)
+    annotate("tiny", place.workspace, FINALS, {})
+    refused = place.run("finalize", "--model", f"runs:/{other.notes['mlflow_run']}")
+    assert "what the seal prevents" in refused.stderr
+    by_evaluate = killed[0] | {"by": "evaluate", "run": other.notes["mlflow_run"]}
+    annotate("tiny", place.workspace, OPENINGS, [by_evaluate])
+    opened = place.run("finalize")
+    assert "going on" not in opened.stderr
+    assert "opened 1 times before for other models" in opened.stderr
+    assert len(openings(read_study("tiny", place.workspace))) == 2
+    for key, value in zip((OPENINGS, FINALS), kept, strict=True):
+        annotate("tiny", place.workspace, key, value)
+
+
 def test_the_tables_fit_80_columns(finalized):
     place, final, _ = finalized
     shown = place.run("finalize").stdout
@@ -205,6 +225,32 @@ def test_opening_again_needs_the_flag_and_is_counted(finalized):
     assert again.rule == "sensitivity 0.9 on validation"
     assert again.threshold != final["threshold"] or again.image.confusion == final["image"]["confusion"]
     assert again.image.scores["auc"].value == pytest.approx(final["image"]["scores"]["auc"]["value"])
+
+
+@pytest.mark.parametrize("step", ["amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening"])
+def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_opening(finalized, monkeypatch, step):
+    place, _, _ = finalized
+    count = len(openings(read_study("tiny", place.workspace)))
+
+    def stopped(*args, **kwargs):
+        if step != "note_opening" or args[3].scores:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    room = {"amend": finalizing, "log_run_file": finalizing, "tag_versions": finalizing.registry}.get(step, opening)
+    real = getattr(room, step)
+    monkeypatch.setattr(room, step, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finalize(CHAMPION, place.workspace, again=True, device="cpu")
+    monkeypatch.undo()
+    final = finalize(CHAMPION, place.workspace, device="cpu")
+    record = read_study("tiny", place.workspace)
+    assert len(openings(record)) == final.openings == count + 1
+    assert openings(record)[-1] == final.opening
+    assert final.opening.scores["test.auc"] == final.image.scores["auc"].value
+    assert finals("tiny", place.workspace)[final.run] == final
+    tags = connect(TrackingConfig(), place.workspace).client.get_run(record.notes["mlflow_parent"]).data.tags
+    assert tags["xray_opt.test_openings"] == str(count + 1)
 
 
 def test_a_model_without_a_study_is_refused(tuned, tmp_path):

@@ -54,11 +54,12 @@ def test_blocks_make_no_difference(monkeypatch):
     def all_scores():
         return resampled(lambda weights: weighted_scores(cases, weights, 0.5), Patients(groups), 100)
 
-    whole = all_scores()
+    whole, draws = all_scores(), np.concatenate(list(Patients(groups).draws(100)))
     monkeypatch.setattr("xray_opt.intervals.BLOCK", 7 * len(groups))
     parts = all_scores()
+    assert np.array_equal(np.concatenate(list(Patients(groups).draws(100))), draws)
     assert all(len(values) == 100 for values in parts.values())
-    assert all(np.allclose(np.sort(whole[name]).mean(), np.sort(parts[name]).mean(), atol=0.02) for name in whole)
+    assert all(np.allclose(whole[name], parts[name], rtol=1e-12, equal_nan=True) for name in whole)
 
 
 def test_more_films_of_the_same_patients_do_not_make_an_interval_narrower():
@@ -129,6 +130,17 @@ def test_the_gain_is_paired():
     assert 0 < found.low < found.value < found.high
     assert found.p < 0.05
     assert alone[1].high > alone[0].low, "two intervals overlap where the paired gain is certain"
+
+
+def test_a_gain_in_a_rare_kind_has_no_invented_interval():
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1], 40)
+    kinds = {"virus": np.arange(80) >= 77, "bacteria": (np.arange(80) >= 40) & (np.arange(80) < 77)}
+    ours, theirs = (Cases(labels, rng.random(80), None, kinds) for _ in range(2))
+    found = gains(ours, theirs, Patients([str(n) for n in range(80)]), (0.5, 0.5))
+    assert found["sensitivity.virus"].low is None
+    assert "too few patients for an interval: 3" in found["sensitivity.virus"].why
+    assert found["sensitivity.bacteria"].low is not None
 
 
 def test_a_model_against_itself_gains_nothing_and_has_no_p_value():

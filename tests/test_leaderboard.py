@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from xray_opt.config import Parameter, PrunerConfig, StudyConfig, Workspace
-from xray_opt.leaderboard import OPENINGS, Opening, leaderboard, openings
+from xray_opt.leaderboard import OPENINGS, Opening, leaderboard, note_opening, openings
 from xray_opt.tuning import Outcome, annotate, open_study, read_study
 
 SPACE = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
@@ -41,6 +41,14 @@ def test_the_test_columns_appear_with_the_first_opening(tmp_path):
     columns, rows = leaderboard("fast", workspace).table()
     assert columns[-3:] == ["test F1", "test AUC", "test accuracy"]
     assert [row[-3:] for row in rows] == [[0.8, 0.9, None], [None] * 3, [None] * 3]
+
+
+def test_a_retraining_does_not_lend_its_test_scores_to_the_trial(tmp_path):
+    workspace = study(tmp_path)
+    opening = Opening("me", "2026-01-01T00:00:00+00:00", "the end", 1, {"test.f1": 0.8}, run="a retraining's")
+    assert note_opening("fast", workspace, None, opening) == [opening]
+    assert [row[-3:] for row in leaderboard("fast", workspace).table()[1]] == [[None] * 3] * 3
+    assert note_opening("fast", workspace, None, replace(opening, scores={})) == [replace(opening, scores={})]
 
 
 def test_comparing_needs_no_torch_and_no_mlflow():

@@ -18,13 +18,16 @@ from mlflow_stores import tracking_server
 from optuna.storages import RDBStorage
 from postgres_server import postgres
 
+from xray_opt import places
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
+from xray_opt.finalize import finalize
 from xray_opt.migrate import migrate
 from xray_opt.mlflow_client import connect
-from xray_opt.tuning import list_studies, read_study
+from xray_opt.tuning import annotate, list_studies, read_study
 from xray_opt.tuning.storage import open_storage
 
+CHAMPION = "models:/xray-pneumonia@champion"
 #: What changes in a copy on purpose.
 REWRITTEN = {"xray_opt.storage", "xray_opt.dashboard", "mlflow.note.content", "mlflow.parentRunId"}
 COPYING = {"xray_opt.migrated_from", "xray_opt.migrated"}
@@ -160,6 +163,31 @@ def test_notes_lead_to_the_copies(home, tmp_path):
         there = f"http://127.0.0.1:8080/dashboard/studies/{study_id}/trials?numbers={trial.number}"
         assert run.data.tags["xray_opt.dashboard"] == there
         assert f"({there})" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_finalized_model_stays_so(home, tmp_path):
+    """The record names runs: at the other end it is found by the copies' ids, and nothing is opened again."""
+    here = places.Place(storage=f"sqlite:///{home.workspace.study_database}")
+    final = finalize(CHAMPION, home.workspace, device="cpu", place=here)
+    annotate("tiny", home.workspace, "confirmation", {"settings": [{"run": final.run}]})
+    number = connection(home.workspace).client.get_model_version_by_alias("xray-pneumonia", "champion").version
+    evidence = f"runs:/{final.run}/confirmation.json"
+    connection(home.workspace).client.set_model_version_tag("xray-pneumonia", number, "xray_opt.evidence", evidence)
+    other = Workspace(tmp_path / "other")
+    other.root.mkdir()
+    migrate(home.workspace, end=str(other.root))
+    said = []
+    moved = finalize(CHAMPION, other, data=str(home.films), device="cpu", say=said.append)
+    assert "opened already" in said[0]
+    assert moved.run != final.run
+    assert moved.image == final.image
+    record = read_study("tiny", other)
+    opened = {item["run"] for item in record.notes["test_openings"]}
+    assert moved.run in opened
+    assert final.run not in opened
+    assert record.notes["confirmation"] == {"settings": [{"run": moved.run}]}
+    version = connection(other).client.get_model_version_by_alias("xray-pneumonia", "champion")
+    assert version.tags["xray_opt.evidence"] == f"runs:/{moved.run}/confirmation.json"
 
 
 def test_wherever_it_is_killed_the_next_call_goes_on(home, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from xray_opt.evaluate import Predictor
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry import Version, champion, load, promote, register, version_for_run
 from xray_opt.registry.registration import REQUIREMENTS, requirements
-from xray_opt.registry.versions import aliases, settle_alias
+from xray_opt.registry.versions import aliases, attach, settle_alias
 from xray_opt.tracking import Tracking, orphan_runs, unreferenced_artifacts
 
 CPU = torch.device("cpu")
@@ -347,6 +347,18 @@ def test_a_run_outside_a_study_keeps_its_own_base(tmp_path: Path, name: str) -> 
         run.log_file(save_base(base(), tmp_path / "base.safetensors"), "base")
     for uri in (f"runs:/{run.id}", str(folder)):
         assert load(connection, uri, CPU).predictor.probabilities([film(5)]) == pytest.approx(answer(folder), abs=1e-9)
+
+
+def test_a_file_beside_a_version_without_a_model_is_refused(tmp_path: Path, name: str) -> None:
+    connection = embedded(tmp_path)
+    with Tracking.open(connection, "train", {}, parent=False) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.log_metrics({"best.f1": 0.5})
+    connection.client.create_registered_model(name)
+    made = connection.client.create_model_version(name, str(tmp_path / "elsewhere"), run.id)
+    (tmp_path / "evidence.json").write_text("{}")
+    version = Version(name, str(made.version), run.id)
+    with pytest.raises(TrackingError, match=r"evidence\.json cannot be attached to version 1"):
+        attach(connection, version, tmp_path / "evidence.json", {})
 
 
 def bare_site(folder: Path) -> Path:

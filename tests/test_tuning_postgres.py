@@ -19,7 +19,7 @@ from postgres_server import postgres
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study
-from xray_opt.tuning.storage import open_storage, study_lock
+from xray_opt.tuning.storage import open_storage, sole_lock, study_lock
 
 NUMBERS = itertools.count()
 pytestmark = pytest.mark.slow
@@ -129,6 +129,18 @@ def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, se
     assert "is away" in said[0]
     trials = read_study("fast", workspace, study.storage).trials
     assert [dict(trial.intermediate) for trial in trials] == [{1: 0.25, 2: 0.5}] * 3
+
+
+def test_a_lock_for_long_work_is_not_waited_for_and_falls_free(study):
+    open_storage(study.storage)
+    with (
+        sole_lock(study.storage, ":confirm:fast") as first,
+        sole_lock(study.storage, ":confirm:fast") as second,
+        sole_lock(study.storage, ":confirm:other") as other,
+    ):
+        assert (first, second, other) == (True, False, True)
+    with sole_lock(study.storage, ":confirm:fast") as again:
+        assert again
 
 
 def test_the_lock_is_of_one_study_and_of_one_holder(study):

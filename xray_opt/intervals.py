@@ -187,18 +187,27 @@ def gains(ours: Cases, theirs: Cases, patients: Patients, thresholds: tuple[floa
 
     plain = statistic(np.ones((1, len(ours.labels))))
     drawn = resampled(statistic, patients)
-    both = [patients.having(ours.labels == label) for label in (0, 1)]
-    return {name: gain(float(plain[name][0]), drawn[name], both) for name in plain}
+    needs = [_needs(cases, threshold) for cases, threshold in zip((ours, theirs), thresholds, strict=True)]
+    return {
+        name: gain(float(plain[name][0]), drawn[name], [patients.having(films) for one in needs for films in one[name]])
+        for name in plain
+    }
 
 
 def gain(value: float, drawn: Floats, having: Sequence[int]) -> Gain:
-    """The gain from its (B,) values over resamples; normal, with their standard deviation."""
+    """The gain from its (B,) values over resamples; normal, with their standard deviation.
+
+    Args:
+        having: patients of each class that the score needs, of both models.
+    """
     if math.isnan(value):
         return Gain(value, why="a class is missing that it needs")
     if min(having) < LEAST:
         return Gain(value, why=f"too few patients for an interval: {min(having)}, at least {LEAST} are needed")
     known = drawn[~np.isnan(drawn)]
-    spread = float(known.std(ddof=1)) if known.size >= (1 - MOST_UNDEFINED) * drawn.size else 0.0
+    if known.size < (1 - MOST_UNDEFINED) * drawn.size:
+        return Gain(value, why="a class is missing in too many resamples")
+    spread = float(known.std(ddof=1))
     if not spread:
         return Gain(value, why="it is the same in every resample")
     p = math.erfc(abs(value) / spread / math.sqrt(2))

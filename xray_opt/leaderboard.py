@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from xray_opt.config import Workspace
-from xray_opt.tuning import StudyRecord, TrialRecord, annotate, read_study
+from xray_opt.tuning import StudyRecord, TrialRecord, amend, read_study
 
 #: Study note that holds every opening of the test split.
 OPENINGS = "test_openings"
@@ -20,6 +21,7 @@ class Opening:
         trial, run: whose model it was opened for, and that model's MLflow run.
         scores: at the threshold fixed on validation; empty where a kill came before them.
         command: the command line.
+        by: ``evaluate`` or ``finalize``.
     """
 
     who: str
@@ -29,6 +31,11 @@ class Opening:
     scores: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
     run: str = ""
+    by: str = "evaluate"
+
+    def is_that_of(self, other: Opening) -> bool:
+        """Whether both tell of one opening, with or without its scores."""
+        return replace(self, scores={}) == replace(other, scores={})
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,12 @@ class Leaderboard:
         """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
         names = sorted({name for trial in self.trials for name in trial.params})
         test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
-        tested = {opening.trial: opening.scores for opening in self.openings}
+        # A retraining of a trial is opened under the trial's number, but its scores are not the trial's.
+        tested = {opening.run or opening.trial: opening.scores for opening in self.openings if opening.scores}
         columns = ["trial", "state", *names, "val F1", "val AUC"]
         rows: list[list[object]] = [
             [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
-            + [tested.get(t.number, {}).get(name) for name in test]
+            + [(tested.get(t.notes.get("mlflow_run")) or tested.get(t.number, {})).get(name) for name in test]
             for t in self.trials
         ]
         return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
@@ -76,16 +84,20 @@ def leaderboard(study: str, workspace: Workspace, storage: str | None = None) ->
 
 def openings(study: StudyRecord) -> list[Opening]:
     """Every opening of the study's test split, oldest first."""
-    return [Opening(**item) for item in study.notes.get(OPENINGS) or []]
+    return _from_note(study.notes.get(OPENINGS))
 
 
-def note_opening(study: str | None, workspace: Workspace, storage: str | None, opening: Opening) -> None:
-    """Write an opening to a study, if there is one; a second note of the same opening replaces the first."""
-    if not study:
-        return
-    others = [
-        item
-        for item in openings(read_study(study, workspace, storage))
-        if replace(item, scores={}) != replace(opening, scores={})
-    ]
-    annotate(study, workspace, OPENINGS, [asdict(item) for item in [*others, opening]], storage)
+def note_opening(study: str, workspace: Workspace, storage: str | None, opening: Opening) -> list[Opening]:
+    """Write an opening to a study and return all; a second note of the same opening takes the place of the first."""
+
+    def with_it(note: Any) -> list[dict[str, Any]]:
+        known = _from_note(note)
+        if not any(one.is_that_of(opening) for one in known):
+            known.append(opening)
+        return [asdict(opening if one.is_that_of(opening) else one) for one in known]
+
+    return _from_note(amend(study, workspace, OPENINGS, with_it, storage)[OPENINGS])
+
+
+def _from_note(note: Any) -> list[Opening]:
+    return [Opening(**item) for item in note or []]

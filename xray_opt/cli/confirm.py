@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from xray_opt.cli.progress import Progress
 
 if TYPE_CHECKING:
     from xray_opt.confirm import Confirmation, Promotion
+    from xray_opt.intervals import Gain
 
 
 @click.command()
@@ -54,6 +56,15 @@ def confirm(
         _print(verdict, promotion)
 
 
+def told(lead: Gain) -> str:
+    """What a lead over the runner-up says; the runner-up leads only where re-drawn splits spoke against it."""
+    if lead.low is not None and lead.low > 0:
+        return "the lead is beyond chance"
+    if lead.high is not None and lead.high < 0:
+        return "on the study's own split the runner-up is better; the re-drawn splits decided"
+    return "the two are not told apart"
+
+
 def _print(verdict: Confirmation, promotion: Promotion | None) -> None:
     rows = [[one.trial, one.search, *between(one.confirmed), *between(one.gap), one.lower] for one in verdict.settings]
     heads = ["trial", "search F1", "confirmed", "95 %", "gap", "95 %", "counts"]
@@ -63,18 +74,18 @@ def _print(verdict: Confirmation, promotion: Promotion | None) -> None:
         print_table(["trial", "re-drawn splits", "95 %", "splits"], rows)
     for one in verdict.settings:
         if one.lower is None:
-            click.echo(f"trial {one.trial} counts for nothing: {one.failed or one.confirmed.why}")
+            click.echo(f"trial {one.trial} counts for nothing: {one.confirmed.why}")
     if verdict.winner is None:
         click.echo("no winner")
         return
     best = verdict.of(verdict.winner)
     params = zip(short_names(best.params), best.params.values(), strict=True)
-    click.echo(f"winner: trial {best.trial} ({', '.join(f'{name} {cell(value)}' for name, value in params)})")
+    shown = ", ".join(f"{name} {cell(value)}" for name, value in params)
+    click.echo(textwrap.fill(f"winner: trial {best.trial} ({shown})", 80))
     if lead := verdict.lead:
         ends = "no interval" if lead.low is None else f"{lead.low:+.4f} to {lead.high:+.4f}, p {lead.p:.2g}"
-        told = lead.low is not None and lead.low > 0
         click.echo(f"over trial {verdict.runner_up}: {lead.value:+.4f} ({ends})")
-        click.echo("the lead is beyond chance" if told else "the two are not told apart")
+        click.echo(told(lead))
     if promotion is not None:
         before = f"in place of version {promotion.before.version}" if promotion.before else "as before or as the first"
         click.echo(f"champion: {promotion.new.name} version {promotion.new.version}, {before}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -68,7 +69,7 @@ def finalize(
 
 def _print(final: Final) -> None:
     opening = final.opening
-    click.echo(f"{final.model}, trial {final.trial} of study {final.study}, on its test split")
+    click.echo(textwrap.fill(f"{final.model}, trial {final.trial} of study {final.study}, on its test split", 80))
     click.echo(f"opened {opening.when[:19]} by {opening.who}: {opening.why}")
     click.echo(f"this is opening {final.openings} of this study")
     click.echo(f"threshold {final.threshold:.4f} ({final.rule}), temperature {final.temperature:.3f}")

@@ -34,9 +34,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def between(one: Interval | Gain) -> list[object]:
-    """Cells of a score or gain and its 95 % interval, ``-`` where that is not to be had."""
+    """Cells of a score or gain (always with four decimals) and its 95 % interval, ``-`` where that is not to be had."""
     ends = None if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-    return [one.value, ends]
+    return [f"{one.value:.4f}" if hasattr(one, "p") and not math.isnan(one.value) else one.value, ends]
 
 
 def print_level_table(image: Level, patient: Level) -> None:

@@ -7,7 +7,6 @@ one that was stopped goes on, from the last epoch of the training that was stopp
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,14 +22,15 @@ from xray_opt.cache import Images, redrawn_images
 from xray_opt.config import StudyConfig, Workspace, override
 from xray_opt.confirm.judging import Candidate, Confirmation, Retrained, judge
 from xray_opt.confirm.promoting import EVIDENCE, Promotion, promote_winner
-from xray_opt.dataset import redrawn
+from xray_opt.dataset import Manifest, redrawn
 from xray_opt.errors import ConfigError, StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
 from xray_opt.settling import finished
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
-from xray_opt.tuning import IDENTITY, TrialRecord, study_notes
+from xray_opt.tuning import IDENTITY, TrialRecord, storage_url, study_notes
+from xray_opt.tuning.storage import reachable, sole_lock
 from xray_opt.workers import StudyWatcher, Work, ready
 
 #: Tags of a retraining: the trial it confirms, and which retraining it is (``seed-2``, ``split-1``).
@@ -85,6 +85,8 @@ def confirm(
             watcher.say(f"the study has {len(chosen)} settings that were trained to their end: all are confirmed")
         plan = [_Retraining(trial, "seed", number) for number in range(1, seeds + 1) for trial in chosen]
         plan += [_Retraining(trial, "split", number) for number in range(1, splits + 1) for trial in chosen]
+        for number in range(1, splits + 1):
+            _redrawn(work, number)  # one that cannot be drawn fails here, and not behind hours of training
         failed = _do_missing(work, plan)
         verdict = _judge(work, chosen, plan, failed)
         _keep(work, verdict)
@@ -102,19 +104,25 @@ def _best(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 
 
 def _done(work: Work) -> dict[tuple[str, str], Any]:
-    """(trial, which) → the first finished run; what a killed call left RUNNING is ended."""
+    """(trial, which) → the first finished run."""
     found: dict[tuple[str, str], Any] = {}
-    runs = [run for run in child_runs(work.connection, work.tracking.parent_id) if CONFIRMS in run.data.tags]
-    for run in sorted(runs, key=lambda run: run.info.start_time):
+    for run in _retrainings(work):
         if run.info.status == "FINISHED":
             found.setdefault((run.data.tags[CONFIRMS], run.data.tags[WHICH]), run)
-        elif run.info.status == "RUNNING":
-            close_lost(work.connection, run.info.run_id)
     return found
+
+
+def _retrainings(work: Work) -> list[Any]:
+    """The runs of retrainings, oldest first."""
+    runs = [run for run in child_runs(work.connection, work.tracking.parent_id) if CONFIRMS in run.data.tags]
+    return sorted(runs, key=lambda run: run.info.start_time)
 
 
 def _do_missing(work: Work, plan: Sequence[_Retraining]) -> dict[int, str]:
     """Train what is not done yet; trial → why one of its trainings gave no result."""
+    for run in _retrainings(work):
+        if run.info.status == "RUNNING":  # of a killed call: nobody else is at work
+            close_lost(work.connection, run.info.run_id)
     done, failed = _done(work), {}
     missing = [one for one in plan if (str(one.trial.number), one.which) not in done]
     if len(missing) < len(plan):
@@ -152,8 +160,16 @@ def _train(work: Work, one: _Retraining) -> None:
 def _images(work: Work, one: _Retraining) -> Images:
     if one.kind == "seed":
         return work.images
-    seed = work.images.manifest.settings.get("seed", 0) + one.seed
-    return redrawn_images(work.images, redrawn(work.images.manifest, seed))
+    return redrawn_images(work.images, _redrawn(work, one.number))
+
+
+def _redrawn(work: Work, number: int) -> Manifest:
+    """Split ``number`` of train and val.
+
+    Raises:
+        DataError: it cannot be drawn.
+    """
+    return redrawn(work.images.manifest, work.images.manifest.settings.get("seed", 0) + number + APART)
 
 
 def _judge(
@@ -199,18 +215,9 @@ def _keep(work: Work, verdict: Confirmation) -> None:
 
 @contextmanager
 def _alone(study: StudyConfig, workspace: Workspace) -> Iterator[None]:
-    """One call a study on this machine; the hold dies with the process."""
-    folder = workspace.study_folder(study.name) / "confirm"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise StudyError(f"cannot write to {folder}: {error.strerror}; check free space and permissions") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StudyError(
-                f"study {study.name} is being confirmed on this machine already; wait for its end"
-            ) from error
+    """One call a study over all machines that share its storage; the hold dies with the process."""
+    url = storage_url(workspace, study.storage)
+    with reachable(url), sole_lock(url, f":confirm:{study.name}") as held:
+        if not held:
+            raise StudyError(f"study {study.name} is being confirmed already, here or elsewhere; wait for its end")
         yield

@@ -1,9 +1,11 @@
 """Judges settings by retrainings that the search has not seen: means, intervals, gaps, and who wins. Pure numbers.
 
 A confirmed score is the mean F1 of a setting's new seeds on the validation films. It is uncertain in two ways that add
-up: other patients (bootstrap of patients, the same resamples for every setting) and other seeds (their spread), with
-Welch and Satterthwaite's degrees of freedom. Re-drawn splits share films, so their spread is corrected after Nadeau and
-Bengio 2003. A setting counts for the lower end of its interval, of the lower one where there are two.
+up: other patients (bootstrap of patients, the same resamples for every setting) and other seeds, with Welch and
+Satterthwaite's degrees of freedom. The spread of seeds is pooled over the settings: two or three seeds of one setting
+tell too little of it, and the winner would be the one whose seeds agree by luck. Re-drawn splits share films, so their
+spread, pooled too, is corrected after Nadeau and Bengio 2003. A setting counts for the lower end of its interval, of
+the lower one where there are two.
 """
 
 from __future__ import annotations
@@ -46,6 +48,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class _Spread:
+    """Variance of one training's F1 within a setting, with its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+
+@dataclass(frozen=True)
 class Setting:
     """What retraining says of a setting.
 
@@ -53,7 +63,7 @@ class Setting:
         confirmed: mean F1 of the new seeds.
         resplit: mean F1 over re-drawn splits; none where none were asked for.
         gap: the winner's curse: search score minus confirmed score.
-        lower: what the setting counts for; none where that is not known.
+        lower: what the setting counts for; none where that is not known, and ``confirmed.why`` says why.
         run: MLflow run of the seed with the median F1, which stands for the setting.
     """
 
@@ -67,7 +77,6 @@ class Setting:
     run: str
     seeds: tuple[float, ...]
     splits: tuple[float, ...]
-    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +114,15 @@ def judge(
     """Judge settings by their retrainings.
 
     Args:
+        candidates: each that has not failed with at least 2 seeds, and with no splits or at least 2.
         labels: (N,) of the study's validation films; ``patients`` are those of the same films.
         films: number of training and of validation films, for re-drawn splits.
     """
     enough = [patients.having(labels == label) for label in (0, 1)]
     drawn = {one.trial: _drawn(one, labels, patients) for one in candidates if not one.failed}
-    settings = tuple(_setting(one, drawn.get(one.trial), min(enough), films) for one in candidates)
+    sound = [one for one in candidates if not one.failed]
+    spreads = _pooled([one.seeds for one in sound]), _pooled([one.splits for one in sound if one.splits])
+    settings = tuple(_setting(one, drawn.get(one.trial), min(enough), films, spreads) for one in candidates)
     known = sorted((one for one in settings if one.lower is not None), key=lambda one: -(one.lower or 0.0))
     winner, second = (known[place].trial if len(known) > place else None for place in (0, 1))
     lead = None
@@ -134,68 +146,72 @@ def _drawn(one: Candidate, labels: NDArray[np.int64], patients: Patients) -> Flo
     return np.concatenate(parts)
 
 
-def _setting(one: Candidate, drawn: Floats | None, enough: int, films: tuple[int, int]) -> Setting:
+def _pooled(groups: Sequence[Sequence[Retrained]]) -> _Spread:
+    """The variance within groups: the squares of all of them by all their degrees of freedom."""
+    values = [np.array([run.f1 for run in group]) for group in groups]
+    freedom = sum(len(group) - 1 for group in values)
+    # Less the first one: equal values have a spread of exactly 0.
+    squares = sum(float((group - group[0]).var()) * len(group) for group in values)
+    return _Spread(squares / freedom if freedom else 0.0, freedom)
+
+
+def _setting(
+    one: Candidate, drawn: Floats | None, enough: int, films: tuple[int, int], spreads: tuple[_Spread, _Spread]
+) -> Setting:
     seeds, splits = (tuple(run.f1 for run in runs) for runs in (one.seeds, one.splits))
     if drawn is None:
-        nothing = Interval(math.nan, why=one.failed)
-        gap = Gain(math.nan, why=one.failed)
-        return Setting(one.trial, one.params, one.search, nothing, None, gap, None, "", seeds, splits, one.failed)
-    confirmed = _confirmed(np.array(seeds), drawn, enough)
-    resplit = _resplit(np.array(splits), films) if splits else None
+        nothing, gap = Interval(math.nan, why=one.failed), Gain(math.nan, why=one.failed)
+        return Setting(one.trial, one.params, one.search, nothing, None, gap, None, "", seeds, splits)
+    confirmed = _confirmed(np.array(seeds), drawn, enough, spreads[0])
+    resplit = _resplit(np.array(splits), films, spreads[1]) if splits else None
     lower = confirmed.low
     if lower is not None and resplit is not None:
         lower = min(lower, resplit.value if resplit.low is None else resplit.low)
     middle = sorted(one.seeds, key=lambda run: run.f1)[(len(seeds) - 1) // 2]
-    gap = _gap(one.search, np.array(seeds))
+    gap = _gap(one.search, np.array(seeds), spreads[0])
     return Setting(one.trial, one.params, one.search, confirmed, resplit, gap, lower, middle.run, seeds, splits)
 
 
-def _confirmed(seeds: Floats, drawn: Floats, enough: int) -> Interval:
+def _confirmed(seeds: Floats, drawn: Floats, enough: int, spread: _Spread) -> Interval:
     mean = float(seeds.mean())
     if enough < LEAST:
         return Interval(mean, why=f"too few patients for an interval: {enough} of a class, {LEAST} are needed")
     if not 0 < mean < 1:
         return Interval(mean, why=f"it is {mean:.0f} with every seed")
-    if len(seeds) < 2:
-        return Interval(mean, why="one seed says nothing of others")
-    half = _half_width(float(drawn.var(ddof=1)), seeds) / (mean * (1 - mean))
+    patients, own = float(drawn.var(ddof=1)), spread.variance / len(seeds)
+    half = _half_width(patients, own, spread.freedom) / (mean * (1 - mean))
     middle = math.log(mean / (1 - mean))
     low, high = (0.5 * (1 + math.tanh((middle + sign * half) / 2)) for sign in (-1, 1))
     return Interval(mean, low, high)
 
 
-def _half_width(patients: float, seeds: Floats) -> float:
-    """Of a 95 % interval whose variance is that over patients plus that of a mean of these values."""
-    own = float(seeds.var(ddof=1)) / len(seeds)
-    return _quantile(patients, own, len(seeds)) * math.sqrt(patients + own)
+def _half_width(patients: float, own: float, freedom: int) -> float:
+    """Of a 95 % interval whose variance is that over patients plus an own one with these degrees of freedom."""
+    return float(student.ppf(0.975, _freedom(patients, own, freedom))) * math.sqrt(patients + own)
 
 
-def _quantile(patients: float, own: float, seeds: int) -> float:
-    return float(student.ppf(0.975, _freedom(patients, own, seeds)))
+def _freedom(patients: float, own: float, freedom: int) -> float:
+    """Welch and Satterthwaite: the patients' part is known well, the own one from a few seeds."""
+    return (patients + own) ** 2 / (own**2 / freedom) if own > 0 else math.inf
 
 
-def _freedom(patients: float, own: float, seeds: int) -> float:
-    """Welch and Satterthwaite: the patients' part is known well, the seeds' from a few."""
-    return (patients + own) ** 2 / (own**2 / (seeds - 1)) if own > 0 else math.inf
-
-
-def _resplit(splits: Floats, films: tuple[int, int]) -> Interval:
+def _resplit(splits: Floats, films: tuple[int, int], spread: _Spread) -> Interval:
     mean = float(splits.mean())
-    if len(splits) < 2 or splits.std() == 0:
+    if not spread.variance:
         return Interval(mean, why="the splits have no spread to judge it by")
     train, val = films
-    half = float(student.ppf(0.975, len(splits) - 1) * splits.std(ddof=1) * math.sqrt(1 / len(splits) + val / train))
+    half = float(student.ppf(0.975, spread.freedom)) * math.sqrt(spread.variance * (1 / len(splits) + val / train))
     return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0))
 
 
-def _gap(search: float, seeds: Floats) -> Gain:
-    """On the same films: only the seeds are uncertain."""
+def _gap(search: float, seeds: Floats, spread: _Spread) -> Gain:
+    """On the same films: only the seeds are uncertain, of which the search's own was one."""
     value = search - float(seeds.mean())
-    if len(seeds) < 2 or seeds.std() == 0:
+    if not spread.variance:
         return Gain(value, why="the seeds have no spread to judge it by")
-    error = float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
-    half = float(student.ppf(0.975, len(seeds) - 1)) * error
-    return Gain(value, value - half, value + half, float(2 * student.sf(abs(value) / error, len(seeds) - 1)))
+    error = math.sqrt(spread.variance * (1 + 1 / len(seeds)))
+    half = float(student.ppf(0.975, spread.freedom)) * error
+    return Gain(value, value - half, value + half, float(2 * student.sf(abs(value) / error, spread.freedom)))
 
 
 def _lead(first: Candidate, second: Candidate, drawn: Floats) -> Gain:
@@ -204,7 +220,7 @@ def _lead(first: Candidate, second: Candidate, drawn: Floats) -> Gain:
     own = float(differences.var(ddof=1)) / len(differences)
     if patients + own == 0:
         return Gain(value, why="both call every film alike")
-    half = _half_width(patients, differences)
-    freedom = _freedom(patients, own, len(differences))
+    half = _half_width(patients, own, len(differences) - 1)
+    freedom = _freedom(patients, own, len(differences) - 1)
     p = float(2 * student.sf(abs(value) / math.sqrt(patients + own), freedom))
     return Gain(value, value - half, value + half, p)

@@ -69,9 +69,9 @@ def _read(path: Path) -> list[_Line]:
 
 def _check_columns(path: Path, columns: list[str]) -> None:
     if missing := [name for name in _REQUIRED if name not in columns]:
-        found = ", ".join(columns)[:80] or "nothing"
+        found = shortened(", ".join(columns)) or "nothing"
         raise DataError(
-            f"{path} line 1: no column {missing[0]!r}; a CSV of films starts with path,label,patient, not {found!r}"
+            f"{path} line 1: no column {missing[0]!r}; a CSV of films starts with path,label,patient, not '{found}'"
         )
     for name in (*_REQUIRED, *_OPTIONAL):
         if columns.count(name) > 1:

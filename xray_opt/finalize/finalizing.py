@@ -23,7 +23,7 @@ from xray_opt.dataset import Film, prepared, trivial_models
 from xray_opt.errors import ConfigError
 from xray_opt.finalize.record import Baseline, Final
 from xray_opt.intervals import gains
-from xray_opt.leaderboard import Opening, openings
+from xray_opt.leaderboard import Opening
 from xray_opt.metrics import best_threshold
 from xray_opt.mlflow_client import connect
 from xray_opt.places import Place
@@ -39,10 +39,12 @@ from xray_opt.scoring import (
     study_storage,
 )
 from xray_opt.tracking import log_run_file
-from xray_opt.tuning import annotate, read_study
+from xray_opt.tuning import amend, read_study
 
 #: Study note: MLflow run → the record of its finalization. Artifact of that run: the same.
 FINALS, ARTIFACT = "finalized", "finalize.json"
+#: What openings by this command are marked with.
+OURS = "finalize"
 Say = Callable[[str], None]
 
 
@@ -93,25 +95,38 @@ def finalize(
         StudyError: the opening cannot be written.
     """
     chosen = _chosen(model, workspace, data, sensitivity, device, place)
-    known = chosen.finals()
-    if chosen.run_id in known and not again:
-        say(f"opened already, {known[chosen.run_id].opening.when}: this is the record; --again opens it once more")
-        return known[chosen.run_id]
-    if known and not again:
-        other = next(iter(known.values()))
-        raise ConfigError(
-            f"the test split of study {chosen.study} was opened for {other.model} on {other.opening.when}: to choose "
-            "between models by their test scores is what the seal prevents; --again opens it all the same, and counts"
-        )
-    opening = chosen.sealed.unfinished()
-    if opening is None:
-        films, opening = chosen.sealed.open(why)
-    else:
+    before, record = chosen.sealed.openings(), chosen.finals().get(chosen.run_id)
+    ours = [one for one in before if one.by == OURS]
+    opening = next((one for one in ours if one.run == chosen.run_id and not one.scores), None)
+    if record is not None and opening is not None and record.opening.is_that_of(opening):
+        say(f"completing the record of {opening.when}, which was stopped half-way")
+        _record(chosen, record)
+        return record
+    if opening is not None:
         say(f"going on with the opening of {opening.when}, whose scores were lost")
-        films = chosen.sealed.resume()
+        films = chosen.sealed.resume(opening)
+    elif record is not None and not again:
+        say(f"opened already, {record.opening.when}: this is the record; --again opens it once more")
+        return record
+    else:
+        _refuse_others(chosen, ours, again)
+        if count := sum(one.run != chosen.run_id for one in before):
+            say(f"the test split was opened {count} times before for other models of this study: this is no first look")
+        films, opening = chosen.sealed.open(why, OURS)
     final = _score(chosen, films, opening)
     _record(chosen, final)
     return final
+
+
+def _refuse_others(chosen: _Chosen, ours: Sequence[Opening], again: bool) -> None:
+    """Raises ConfigError where another model of the study got the test, even if its scores were lost by a kill."""
+    other = next((one for one in ours if one.run != chosen.run_id), None)
+    if other is not None and not again:
+        raise ConfigError(
+            f"the test split of study {chosen.study} was opened for trial {other.trial}, runs:/{other.run}, on "
+            f"{other.when}: to choose between models by their test scores is what the seal prevents; --again opens it "
+            "all the same, and counts"
+        )
 
 
 def finals(study: str, workspace: Workspace, storage: str | None = None) -> dict[str, Final]:
@@ -152,7 +167,7 @@ def _score(chosen: _Chosen, films: Sequence[Film], opening: Opening) -> Final:
         patient=patient,
         baselines=_baselines(chosen, films, cases),
         opening=replace(opening, scores=image.values("test")),
-        openings=len(openings(read_study(chosen.study, sealed.workspace, sealed.storage))),
+        openings=len(sealed.openings()),
     )
 
 
@@ -176,8 +191,10 @@ def _logit(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _record(chosen: _Chosen, final: Final) -> None:
-    """Artifact, metrics and tags first, the study's note last: it says that all of it is there."""
+    """The study's note first, so that scores are never lost; the opening's scores last: they say that all is there."""
     sealed = chosen.sealed
+    plain = {chosen.run_id: final.to_dict()}
+    amend(chosen.study, sealed.workspace, FINALS, lambda noted: (noted or {}) | plain, sealed.storage)
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         path = Path(folder) / ARTIFACT
         path.write_text(json.dumps(final.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -188,8 +205,6 @@ def _record(chosen: _Chosen, final: Final) -> None:
     tags["test.auc_gain"] = f"{_text(gain.value, gain.low, gain.high)} over {final.baselines[0].name}"
     registry.tag_versions(sealed.connection, chosen.run_id, tags | {"xray_opt.test_openings": str(final.openings)})
     sealed.record(final.opening, final.opening.scores)
-    noted = read_study(chosen.study, sealed.workspace, sealed.storage).notes.get(FINALS) or {}
-    annotate(chosen.study, sealed.workspace, FINALS, {**noted, chosen.run_id: final.to_dict()}, sealed.storage)
 
 
 def _text(value: float, low: float | None, high: float | None) -> str:

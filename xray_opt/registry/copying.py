@@ -55,7 +55,7 @@ def copy_version(
     An alias that the target's model has already, as another version holds it, stays where it is.
 
     Args:
-        tags: of the copy.
+        tags: of the copy; where they name the run they get the copied run's id.
         say: told of such an alias.
 
     Raises:
@@ -71,7 +71,8 @@ def copy_version(
             version.name,
             source=client.get_logged_model(model_id).artifact_location,
             run_id=run_id,
-            tags={**tags, ORIGIN: key_of(version)},
+            tags={key: value.replace(str(version.run_id), run_id) for key, value in tags.items()}
+            | {ORIGIN: key_of(version)},
             description=version.description,
             model_id=model_id,
         )

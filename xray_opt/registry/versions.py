@@ -123,14 +123,24 @@ def tag_versions(connection: Connection, run_id: str, tags: Mapping[str, str]) -
 
 
 def attach(connection: Connection, version: Version, path: Path, tags: Mapping[str, str]) -> None:
-    """Put a file beside a version's own files, and tags on the version."""
+    """Put a file beside a version's own files, and tags on the version.
+
+    Raises:
+        TrackingError: the store does not answer, or the version has no LoggedModel, which holds the files.
+    """
     client = connection.client
     with speaking(connection.uri, f"attach {path.name} to version {version.version} of {version.name}"):
         # A version names the files of its LoggedModel, not the model itself.
         place = client.get_model_version(version.name, version.version).source
         experiment = [client.get_run(version.run_id).info.experiment_id]
         models = pages(lambda token: client.search_logged_models(experiment, page_token=token))
-        for model_id in [model.model_id for model in models if model.artifact_location == place]:
+        own = [model.model_id for model in models if model.artifact_location == place]
+        if not own:
+            raise TrackingError(
+                f"{path.name} cannot be attached to version {version.version} of {version.name}: it has no LoggedModel "
+                f"at {connection.shown}; register the run anew"
+            )
+        for model_id in own:
             client.log_model_artifact(model_id, str(path))
         for key, value in tags.items():
             client.set_model_version_tag(version.name, version.version, key, value)

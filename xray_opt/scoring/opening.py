@@ -7,11 +7,13 @@ on the model's MLflow run and on the study's.
 from __future__ import annotations
 
 import getpass
+import os
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from xray_opt import registry
 from xray_opt.config import Workspace, redacted
@@ -20,7 +22,7 @@ from xray_opt.errors import DataError, StudyError
 from xray_opt.leaderboard import Opening, note_opening, openings
 from xray_opt.mlflow_client import Connection
 from xray_opt.places import Place, known_storages
-from xray_opt.tracking import MANIFEST, STORAGE, count_opening, log_run_metrics
+from xray_opt.tracking import MANIFEST, STORAGE, log_run_metrics, tag_opening
 from xray_opt.tuning import read_study
 
 
@@ -48,39 +50,38 @@ class SealedTest:
     workspace: Workspace
     storage: str | None
 
-    def open(self, why: str) -> tuple[tuple[Film, ...], Opening]:
-        """The films and the record of this opening, which is written first.
+    def open(self, why: str, by: str = "evaluate") -> tuple[tuple[Film, ...], Opening]:
+        """The films and the record of this opening by ``evaluate`` or ``finalize``, which is written first.
 
         Raises:
             StudyError, TrackingError: it cannot be written; the split stays sealed.
         """
         tags = self.loaded.tags
         opening = Opening(
-            who=getpass.getuser(),
+            who=_user(),
             when=datetime.now(UTC).isoformat(timespec="milliseconds"),
             why=why,
-            trial=int(number) if (number := tags.get("xray_opt.trial")) else None,
-            command=redacted(shlex.join(["xray-opt", *sys.argv[1:]])),
+            trial=int(number) if (number := tags.get("xray_opt.trial") or tags.get("xray_opt.confirms")) else None,
+            command=redacted(shlex.join([_program(), *sys.argv[1:]])),
             run=self.loaded.run_id,
+            by=by,
         )
         return self.manifest.open_test(lambda: self._note(opening)), opening
 
-    def unfinished(self) -> Opening | None:
-        """An opening for this model whose scores a kill has lost: to finish it is no other opening."""
-        if not self.study:
-            return None
-        known = openings(read_study(self.study, self.workspace, self.storage))
-        return next((one for one in known if one.run == self.loaded.run_id and not one.scores), None)
+    def openings(self) -> list[Opening]:
+        """Every opening of the study's test split, for whatever model."""
+        return openings(read_study(self.study, self.workspace, self.storage)) if self.study else []
 
-    def resume(self) -> tuple[Film, ...]:
-        """The films of an opening that is recorded already."""
-        return self.manifest.open_test(lambda: None)
+    def resume(self, opening: Opening) -> tuple[Film, ...]:
+        """The films of an opening that is recorded already; its tags may not be."""
+        return self.manifest.open_test(lambda: self._note(opening))
 
     def record(self, opening: Opening, values: Mapping[str, float]) -> None:
-        """Add the scores (``test.f1``, …) to the opening, and log them to the model's run."""
-        note_opening(self.study, self.workspace, self.storage, replace(opening, scores=dict(values)))
+        """Log the scores (``test.f1``, …) to the model's run, and then add them to the opening, which ends it."""
         if self.loaded.run_id:
             log_run_metrics(self.connection, self.loaded.run_id, values)
+        if self.study:
+            note_opening(self.study, self.workspace, self.storage, replace(opening, scores=dict(values)))
 
     @property
     def study(self) -> str | None:
@@ -88,9 +89,26 @@ class SealedTest:
         return self.loaded.tags.get("xray_opt.study")
 
     def _note(self, opening: Opening) -> None:
-        note_opening(self.study, self.workspace, self.storage, opening)
+        counts = None
+        if self.study:
+            known = note_opening(self.study, self.workspace, self.storage, opening)
+            counts = sum(one.run == opening.run for one in known), len(known)
         if self.loaded.run_id:
-            count_opening(self.connection, self.loaded.run_id, f"{opening.when} {opening.who}: {opening.why}")
+            line = f"{opening.when} {opening.who}: {opening.why}"
+            tag_opening(self.connection, self.loaded.run_id, line, counts)
+
+
+def _user() -> str:
+    """Who runs this; in a container the number may have no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "xray-opt" if name == "__main__.py" else name
 
 
 def study_storage(loaded: registry.Loaded, workspace: Workspace, place: Place) -> str | None:

@@ -221,14 +221,21 @@ def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
         connection.client.set_tag(run_id, key, value)
 
 
-def count_opening(connection: Connection, run_id: str, line: str) -> None:
-    """Tag a run, and the study's run above it, with an opening of the test split and how many there were by now."""
+def tag_opening(connection: Connection, run_id: str, line: str, counts: tuple[int, int] | None) -> None:
+    """Tag a run, and the study's run above it, with an opening of the test split and how many there were by now.
+
+    Args:
+        counts: openings for this run, and for all of its study; none where no study counts them, so the tag does.
+    """
     with speaking(connection.uri, f"note the opening of the test split at the run {run_id}"):
         parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
-        for one in filter(None, (run_id, parent)):
-            before = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0"))
+        for one, count in zip((run_id, parent), counts or (None, None), strict=True):
+            if one is None:
+                continue
+            if count is None:
+                count = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0")) + 1
             connection.client.set_tag(one, "xray_opt.test_opened", line[:LONGEST_TAG])
-            connection.client.set_tag(one, OPENINGS, str(before + 1))
+            connection.client.set_tag(one, OPENINGS, str(count))
 
 
 def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:

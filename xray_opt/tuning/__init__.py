@@ -6,6 +6,7 @@ Knows nothing of training and MLflow: the objective is handed in, and plain reco
 from xray_opt.tuning.copying import StudyCopy, copying
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.library import (
+    amend,
     annotate,
     delete_study,
     importances,
@@ -33,6 +34,7 @@ __all__ = [
     "Tally",
     "TrialContext",
     "TrialRecord",
+    "amend",
     "annotate",
     "copying",
     "delete_study",

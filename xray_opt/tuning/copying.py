@@ -7,6 +7,7 @@ each in one transaction with everything it has, so what is there is a beginning 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class StudyCopy:
             for trial in trials[len(_trials(self._target, self._to)) :]:
                 self._target.create_new_trial(self._to, _rewritten(trial, runs, pages))
             self._copy_words(trials, pages)
-            for key, value in (self.notes | dict(notes)).items():
+            for key, value in (_moved(self.notes, runs) | dict(notes)).items():
                 if key != MIGRATING:
                     self._target.set_study_user_attr(self._to, key, value)
             self._target.set_study_user_attr(self._to, MIGRATING, "")
@@ -191,6 +192,12 @@ def _rewritten(trial: FrozenTrial, runs: Mapping[str, str], pages: Mapping[str, 
     run = runs.get(str(trial.user_attrs.get(RUN)))
     changed.user_attrs = trial.user_attrs | ({RUN: run, PAGE: pages[run]} if run else {})
     return changed
+
+
+def _moved(notes: Mapping[str, Any], runs: Mapping[str, str]) -> dict[str, Any]:
+    """The notes with the copies' ids wherever they name a run."""
+    text = re.sub(r"\b[0-9a-f]{32}\b", lambda match: runs.get(match[0], match[0]), json.dumps(dict(notes)))
+    return dict(json.loads(text))
 
 
 def _trials(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -90,6 +90,19 @@ def annotate(name: str, workspace: Workspace, key: str, value: Any, storage: str
     """Note ``value`` (JSON-ready) on a study."""
     with _existing(name, workspace, storage) as study:
         study.set_user_attr(key, value)
+
+
+def amend(
+    name: str, workspace: Workspace, key: str, change: Callable[[Any], Any], storage: str | None = None
+) -> dict[str, Any]:
+    """Put what ``change`` makes of a note (none where there is none) in its place, under the study's lock.
+
+    Returns:
+        The study's notes as they are now.
+    """
+    with _existing(name, workspace, storage) as study, study_lock(database_of(study), name):
+        study.set_user_attr(key, change(study.user_attrs.get(key)))
+        return dict(study.user_attrs)
 
 
 def importances(name: str, workspace: Workspace, storage: str | None = None) -> dict[str, float]:

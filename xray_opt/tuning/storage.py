@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import optuna
 import sqlalchemy
@@ -163,6 +163,49 @@ def study_lock(storage: RDBStorage, study: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def sole_lock(url: str, name: str) -> Iterator[bool]:
+    """Hold a lock, named with a colon, for a long time without waiting for it: whether it is held.
+
+    A dead holder's lock is free.
+
+    SQLite: a lock file beside the database. PostgreSQL: an advisory lock of a connection, without a transaction.
+
+    Raises:
+        StudyError: the storage cannot be locked.
+    """
+    if url.startswith("sqlite"):
+        file = sqlite_file(url)
+        if file is None:
+            yield True
+            return
+        try:
+            handle = file.with_name(f"{file.name}{name.replace(':', '.')}.lock").open("w")
+        except OSError as error:
+            raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
+        with handle:
+            yield _held(handle, url)
+        return
+    with _one_connection(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
+        yield bool(connection.execute(query, {"key": _key(name)}).scalar())
+
+
+def _held(handle: IO[str], url: str) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
+    return True
+
+
+def _key(name: str) -> int:
+    """Number of an advisory lock."""
+    return int.from_bytes(hashlib.sha256(f"xray-opt:{name}".encode()).digest()[:8], "big", signed=True)
+
+
 def database_of(study: optuna.Study) -> RDBStorage:
     """The database behind Optuna's cache in front of it."""
     backend: RDBStorage = getattr(study._storage, "_backend")  # noqa: B009
@@ -186,9 +229,8 @@ def _file_lock(url: str) -> Iterator[None]:
 
 @contextmanager
 def _advisory_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
-    key = int.from_bytes(hashlib.sha256(f"xray-opt:{name}".encode()).digest()[:8], "big", signed=True)
     with engine.connect() as connection, connection.begin():
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(name)})
         yield
 
 
