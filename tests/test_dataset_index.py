@@ -111,6 +111,12 @@ def table(root, text):
     return root / "films.csv"
 
 
+def test_a_csv_with_odd_columns_is_refused_with_a_short_line(tmp_path):
+    with pytest.raises(DataError, match="no column 'patient'") as caught:
+        index(table(tmp_path, "path,label,patient" + "\0" * 500 + "\n"))
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
+
+
 def test_a_csv_names_what_file_names_do_not(tmp_path):
     lines = ["path,label,patient"]
     for number in range(24):
