@@ -186,7 +186,7 @@ def test_a_killed_finalize_keeps_the_test_from_other_models_a_killed_evaluate_do
     annotate("tiny", place.workspace, OPENINGS, [by_evaluate])
     opened = place.run("finalize")
     assert "going on" not in opened.stderr
-    assert "opened 1 times before for other models" in opened.stderr
+    assert "opened before for other models of this study, 1 in all" in opened.stderr
     assert len(openings(read_study("tiny", place.workspace))) == 2
     for key, value in zip((OPENINGS, FINALS), kept, strict=True):
         annotate("tiny", place.workspace, key, value)

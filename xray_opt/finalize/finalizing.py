@@ -111,7 +111,7 @@ def finalize(
     else:
         _refuse_others(chosen, ours, again)
         if count := sum(one.run != chosen.run_id for one in before):
-            say(f"the test split was opened {count} times before for other models of this study: this is no first look")
+            say(f"the test was opened before for other models of this study, {count} in all: this is no first look")
         films, opening = chosen.sealed.open(why, OURS)
     final = _score(chosen, films, opening)
     _record(chosen, final)
