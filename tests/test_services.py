@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from service_stack import free_ports
 
 from xray_opt.cli.service import up
 from xray_opt.config import Workspace
@@ -246,6 +247,8 @@ def test_a_taken_port_is_refused_unless_it_is_the_service_itself(workspace, monk
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setenv("XRAY_OPT_MLFLOW_PORT", str(port))
+        for name, free in zip(("DASHBOARD", "POSTGRES"), free_ports(2), strict=True):
+            monkeypatch.setenv(f"XRAY_OPT_{name}_PORT", str(free))
         compose = Compose(workspace, compose_file(), ensure_environment(workspace, {}))
         monkeypatch.setattr(Compose, "containers", lambda self: [])
         with pytest.raises(ServiceError, match=f"port {port} is taken.*XRAY_OPT_MLFLOW_PORT"):

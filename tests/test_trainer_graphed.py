@@ -380,7 +380,7 @@ def with_graphs(monkeypatch, recorder) -> None:
 def test_whole_trainings_equal_and_a_resumed_one_too(base, images, tmp_path, monkeypatch, batch_norm):
     """Sixteen films in batches of six, a falling rate, validation between the epochs."""
     config = settings(
-        model_batch_norm=batch_norm, training_epochs=3, scheduler_patience=0, optimizer_learning_rate=1e-4
+        model_batch_norm=batch_norm, training_epochs=6, scheduler_patience=0, optimizer_learning_rate=1e-4
     )
     eager = Trainer(config, images, base)
     list(eager.epochs())
