@@ -248,7 +248,8 @@ def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_
     command = ("confirm", "--study", "lucky", "--data", "more", "--top", "2", "--seeds", "2", "--splits", "2")
     verdict = lucky.json(*command, "--promote")
     winner = next(one for one in verdict["settings"] if one["trial"] == verdict["winner"])
-    assert verdict["winner"] == 0
+    # So few films and epochs do not tell on other splits which is better; the rule holds whatever they say.
+    assert winner["lower"] == max(one["lower"] for one in verdict["settings"])
     assert len(winner["splits"]) == 2
     over_splits = winner["resplit"]["value"] if winner["resplit"]["low"] is None else winner["resplit"]["low"]
     assert winner["lower"] == pytest.approx(min(winner["confirmed"]["low"], over_splits))
