@@ -213,6 +213,7 @@ def retrainings(place):
     return [run for run in runs if "xray_opt.confirms" in run.data.tags]
 
 
+@pytest.mark.slow
 def test_the_planted_lucky_trial_is_not_chosen(confirmed):
     lucky, good = confirmed["settings"]
     assert (lucky["trial"], lucky["search"], good["trial"]) == (1, 0.999, 0)
@@ -222,6 +223,7 @@ def test_the_planted_lucky_trial_is_not_chosen(confirmed):
     assert good["lower"] == good["confirmed"]["low"] > (lucky["lower"] or 0.0)
 
 
+@pytest.mark.slow
 def test_retrainings_are_runs_below_the_study_with_seeds_of_their_own(lucky, confirmed):
     runs = retrainings(lucky)
     named = sorted((run.data.tags["xray_opt.confirms"], run.data.tags["xray_opt.confirmation"]) for run in runs)
@@ -234,6 +236,7 @@ def test_retrainings_are_runs_below_the_study_with_seeds_of_their_own(lucky, con
     assert scores == set(confirmed["settings"][1]["seeds"])
 
 
+@pytest.mark.slow
 def test_a_second_call_does_what_is_missing(lucky, confirmed):
     lost = next(run for run in retrainings(lucky) if run.data.tags["xray_opt.confirmation"] == "seed-2")
     connect(TrackingConfig(), lucky.workspace).client.delete_run(lost.info.run_id)
@@ -244,6 +247,7 @@ def test_a_second_call_does_what_is_missing(lucky, confirmed):
     assert scores == [[one["trial"], one["seeds"], one["confirmed"]] for one in confirmed["settings"]]
 
 
+@pytest.mark.slow
 def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_the_evidence(lucky, confirmed):
     command = ("confirm", "--study", "lucky", "--data", "more", "--top", "2", "--seeds", "2", "--splits", "2")
     verdict = lucky.json(*command, "--promote")
@@ -269,6 +273,7 @@ def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_
     assert lucky.run("evaluate", "--model", f"runs:/{winner['run']}", "--data", "more").returncode == 0
 
 
+@pytest.mark.slow
 def test_splits_that_cannot_be_drawn_are_found_before_anything_is_trained(lucky, monkeypatch):
     def refuses(manifest, seed):
         raise DataError("too few patients for another split")
@@ -280,6 +285,7 @@ def test_splits_that_cannot_be_drawn_are_found_before_anything_is_trained(lucky,
     assert "retraining" not in done.stderr
 
 
+@pytest.mark.slow
 def test_numbers_and_studies_that_say_nothing_are_one_line(lucky):
     none = lucky.run("confirm", "--study", "tiny")
     assert (none.returncode, none.stderr.count("\n")) == (6, 1)

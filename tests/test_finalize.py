@@ -84,6 +84,7 @@ def left_behind(place) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_no_code_path_of_tune_reads_the_test_split(tmp_path):
     """Labels turned round, files destroyed: the study is the same to the bit, so nothing was read."""
     clean, poisoned = make_place(tmp_path / "clean"), make_place(tmp_path / "poisoned")
