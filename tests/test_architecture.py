@@ -13,8 +13,8 @@ PACKAGE = ROOT / "xray_opt"
 #: Row → rooms. A room imports only from rows below its own, never sideways, never up.
 ROWS = (
     ("errors", "metrics"),
-    ("config",),
-    ("dataset", "backbone", "loss", "phantom", "kaggle", "services"),
+    ("config", "faults"),
+    ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
     ("cache", "adapter", "augment"),
     ("feed",),
     ("evaluate",),
@@ -24,7 +24,7 @@ ROWS = (
     ("tuning",),
     ("leaderboard", "places", "kept_base"),
     ("settling",),
-    ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
+    ("workers", "single", "scoring", "upkeep", "syncing", "interfaces", "migrate", "doctor"),
     ("launchers",),
     ("api", "cli"),
 )
@@ -51,6 +51,7 @@ WITHOUT_TORCH = {
     "phantom",
     "kaggle",
     "services",
+    "spool",
     "tuning",
     "leaderboard",
     "places",

@@ -23,7 +23,7 @@ from xray_opt.backbone import Base, random_base
 from xray_opt.cache import Images, open_images
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
-from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
+from xray_opt.errors import ConfigError, DiskFault, NotFinite, OutOfMemory, TrainingError
 from xray_opt.evaluate import evaluating, predict
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
@@ -270,7 +270,7 @@ def test_discard_removes_every_file(images: Images, base: Base, tmp_path: Path) 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(images: Images, base: Base, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write checkpoint"):
+    with pytest.raises(DiskFault, match="cannot write checkpoint"):
         next(Trainer(settings(), images, base, tmp_path / "file" / "trial.pt").epochs())
 
 

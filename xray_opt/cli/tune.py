@@ -79,6 +79,7 @@ def _as_dict(report: TuneReport) -> dict[str, Any]:
         "best": best and {"trial": best.number, "val.f1": best.value, "params": best.params},
         "registered": version and {"name": version.name, "version": version.version, "aliases": list(report.aliases)},
         "mlflow_experiment": report.experiment_id,
+        "waiting": report.waiting,
     }
 
 
