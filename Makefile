@@ -1,10 +1,11 @@
 # make setup   environment with everything pinned, in .venv
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
 # make test    set-up and the fast tests        make test-slow, make test-real   the rest of what CI runs
+# make fuzz    mutated films, names, tables, settings, bundles and commands; FUZZ_SECONDS=3600 FUZZ_SEED=7 for longer
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
 # make up      the tracking service in Docker   make down, make status; make test-compose tests it on a Docker engine
 # make bench   side by side with other tools    make bench-long, bench-gpu, bench-quality   see benchmarks/README.md
-.PHONY: setup demo test test-slow test-real test-compose check tune ui up down status clean lock bench bench-long bench-gpu \
+.PHONY: setup demo test test-slow test-real fuzz test-compose check tune ui up down status clean lock bench bench-long bench-gpu \
   bench-quality
 .DEFAULT_GOAL := help
 
@@ -16,6 +17,9 @@ UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
 # Two test processes, a thread each: more only fight for the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
 PYTEST_ARGS ?=
+# Of the whole fuzzing in two processes, and the seed that decides every case.
+FUZZ_SECONDS ?= 270
+FUZZ_SEED ?= 0
 TRIALS ?= 20
 STUDY ?= reference
 # Benchmarks: an environment of their own, as the product does without the peers. Raw samples go beside the docs.
@@ -28,7 +32,7 @@ FILMS = $(if $(DATA),--data '$(DATA)')
 GPU_PYTHON ?= $(PYTHON)
 
 help:
-	@sed -n '1,6p' Makefile
+	@sed -n '1,7p' Makefile
 
 setup: $(STAMP)
 
@@ -53,6 +57,10 @@ test-real: setup
 
 test-compose: setup
 	$(PYTEST) --timeout 1500 $(PYTEST_ARGS) tests/test_compose_*.py
+
+fuzz: setup
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --dist loadgroup --timeout $$(($(FUZZ_SECONDS) + 900)) \
+	  $(PYTEST_ARGS) tests/fuzz
 
 check: setup
 	$(BIN)/ruff check .
@@ -110,6 +118,8 @@ bench-gpu:
 lock:
 	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra postgres --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+	$(UV) pip compile pyproject.toml --extra dicom --extra download --extra postgres -c requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/worker/requirements.lock
 	$(UV) pip compile docker/service/requirements.in -c requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/service/requirements.lock
 	$(UV) pip compile docker/installer.in --universal --python-version 3.11 \

@@ -35,8 +35,9 @@ from xray_opt.adapter import logits, set_mode
 from xray_opt.augment import Augment
 from xray_opt.backbone import Base, build_network, random_base, resolve_device
 from xray_opt.cache import Images
+from xray_opt.calibration import probability
 from xray_opt.config import Config, flatten, load_study, override
-from xray_opt.evaluate import predict_logits, probability
+from xray_opt.evaluate import predict_logits
 from xray_opt.metrics import scores
 from xray_opt.trainer import Trainer
 from xray_opt.trainer.statistics import reestimate

@@ -167,6 +167,12 @@ def stack(tmp_path_factory) -> Iterator["Stack"]:  # noqa: F821
         yield one
 
 
+@pytest.fixture(scope="session")
+def tuned_here(stack) -> dict:
+    """A study of four trials on the service, run by a client on this machine."""
+    return stack.tune("--study", "tiny", "--trials", "4", "--name", "from-the-host")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
     """URI of a real MLflow server of the module's own."""

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "xray_opt"
 #: Row → rooms. A room imports only from rows below its own, never sideways, never up.
 ROWS = (
     ("errors", "metrics"),
+    ("intervals", "calibration"),
     ("config", "faults"),
     ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
     ("cache", "adapter", "augment"),
@@ -25,7 +26,7 @@ ROWS = (
     ("leaderboard", "places", "kept_base"),
     ("settling",),
     ("workers", "single", "scoring", "upkeep", "syncing", "interfaces", "migrate", "doctor"),
-    ("launchers",),
+    ("launchers", "finalize", "confirm"),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -46,6 +47,8 @@ WITHOUT_TORCH = {
     "config",
     "errors",
     "metrics",
+    "intervals",
+    "calibration",
     "dataset",
     "cache",
     "phantom",

@@ -358,3 +358,9 @@ def test_precision_is_what_was_asked_for_or_what_the_device_is_made_for():
 
 def test_safetensors_of_ours_open_without_us(base, tmp_path):
     assert load_file(save_base(base, tmp_path / "b.safetensors")).keys() == base.state.keys()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_weights_that_cannot_even_be_looked_for_are_one_line(tmp_path, name):
+    with pytest.raises(ModelError, match="no base weights at"):
+        read_base(tmp_path / name)

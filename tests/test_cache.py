@@ -1,7 +1,9 @@
 """The decoded cache: right pixels, built once, whole or not at all."""
 
+import hashlib
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 from small_sets import kaggle_set
 
-from xray_opt.cache import Images, cache_side, open_images
+from xray_opt.cache import Images, cache_side, open_images, redrawn_images
 from xray_opt.config import DataConfig, Workspace
-from xray_opt.dataset import decode, prepare, to_square
+from xray_opt.dataset import decode, prepare, redrawn, to_square
 from xray_opt.errors import DataError
 
 
@@ -60,7 +62,8 @@ def test_the_side_is_one_and_a_half_times_the_input_where_films_have_it(manifest
 def test_it_is_built_once(manifest, workspace):
     seen = []
     open_images(manifest, 32, workspace, lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(manifest.films), len(manifest.films))
+    opened = len(manifest.of("train")) + len(manifest.of("val"))
+    assert seen[-1] == (opened, opened)
     open_images(manifest, 32, workspace, lambda done, total: seen.append("again"))
     assert "again" not in seen
 
@@ -85,7 +88,7 @@ def test_a_damaged_cache_is_built_anew(manifest, workspace, damage):
 def test_a_film_that_changed_or_went_is_named(tmp_path, workspace):
     root = kaggle_set(tmp_path / "set")
     manifest = prepare(DataConfig(root=str(root)))
-    film = root / manifest.films[3].path
+    film = root / manifest.of("train")[3].path
     content = film.read_bytes()
     film.write_bytes(content + b"x")
     with pytest.raises(DataError, match=rf"{film.name} changed"):
@@ -96,6 +99,33 @@ def test_a_film_that_changed_or_went_is_named(tmp_path, workspace):
     assert list(workspace.caches.iterdir()) == []
     film.write_bytes(content)
     assert len(open_images(manifest, 32, workspace).train) > 0
+
+
+def test_films_of_the_test_split_are_not_even_opened(tmp_path, workspace):
+    root = kaggle_set(tmp_path / "set")
+    manifest = prepare(DataConfig(root=str(root)))
+    sealed = manifest.open_test(lambda: None)
+    for film in sealed:
+        (root / film.path).unlink()
+    images = open_images(manifest, 32, workspace)
+    assert len(sealed) > 0
+    assert images.train.pixels.shape[0] == len(images.train) + len(images.val) == len(manifest.films) - len(sealed)
+
+
+def test_another_split_of_the_same_films_decodes_nothing(tmp_path, workspace):
+    root = kaggle_set(tmp_path / "set")
+    manifest = prepare(DataConfig(root=str(root)))
+    images = open_images(manifest, 32, workspace)
+    shutil.rmtree(root)
+    other = redrawn_images(images, redrawn(manifest, 5))
+    assert set(other.val.paths) != set(images.val.paths)
+    assert set(other.val.paths) | set(other.train.paths) == set(images.val.paths) | set(images.train.paths)
+    assert not set(other.val.groups) & set(other.train.groups)
+    known = {path: (split, at) for split in (images.train, images.val) for at, path in enumerate(split.paths)}
+    for at, path in enumerate(other.val.paths):
+        split, place = known[path]
+        assert np.array_equal(other.val.batch([at]), split.batch([place]))
+        assert other.val.labels[at] == split.labels[place]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(manifest, workspace):
@@ -163,3 +193,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(manifest, workspace):
     assert done.returncode == 1
     assert "DataError: cannot write the cache" in done.stderr.splitlines()[-1]
     assert list(workspace.caches.iterdir()) == []
+
+
+@pytest.mark.parametrize("pixels", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x02\x00((", b"\x93NUMPY"])
+def test_pixels_that_are_none_are_made_anew_even_if_their_digest_is_right(manifest, workspace, pixels):
+    before = np.array(open_images(manifest, 32, workspace).train.pixels)
+    record = json.loads((folder(workspace) / "cache.json").read_text())
+    (folder(workspace) / "pixels.npy").write_bytes(pixels)
+    record["sha256"] = hashlib.sha256(pixels).hexdigest()
+    (folder(workspace) / "cache.json").write_text(json.dumps(record))
+    assert np.array_equal(open_images(manifest, 32, workspace).train.pixels, before)
+
+
+def test_a_record_of_a_thousand_brackets_is_a_damaged_one(manifest, workspace):
+    before = np.array(open_images(manifest, 32, workspace).train.pixels)
+    (folder(workspace) / "cache.json").write_text("[" * 100_000)
+    assert np.array_equal(open_images(manifest, 32, workspace).train.pixels, before)

@@ -186,3 +186,17 @@ def test_progress_bars_are_few_lines_in_a_log(capsys):
     for done in range(1, 1001):
         bar("index", done, 1000)
     assert capsys.readouterr().err == "index 1000/1000\n"
+
+
+def test_names_that_are_no_text_are_shown_as_escapes(tmp_path):
+    root = tmp_path / os.fsdecode(b"films-\xff-\x1b[31m")
+    for number in range(24):
+        kind, name = (("NORMAL", "IM-{:04d}-0001"), ("PNEUMONIA", "person{}_virus_1"))[number % 2]
+        write_film(root / kind / f"{name.format(number)}.jpeg", number)
+    for encoding in ("utf-8", "ascii"):
+        done = xray("data", "prepare", str(root), cwd=tmp_path, PYTHONIOENCODING=encoding)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        assert "\\udcff-\\x1b[31m" in done.stdout
+        assert "\x1b" not in done.stdout
+    refused = xray("data", "prepare", "no-\x1b[31m", "--odd-\x1b[31m", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n"), "\x1b" in refused.stderr) == (2, 1, False)

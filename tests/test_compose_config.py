@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from service_stack import ROOT, without_client
@@ -97,6 +96,14 @@ def test_the_gpu_file_reserves_gpus_for_workers_alone():
     assert not any(devices.values())
 
 
+@pytest.mark.parametrize(("settings", "wanted"), [({}, "all"), ({"XRAY_OPT_GPUS": "0,1"}, "0,1")])
+def test_the_gpu_file_puts_a_process_on_each_gpu_that_is_named(settings, wanted):
+    files = ("docker-compose.yml", "docker-compose.gpu.yml")
+    done = config("--format", "json", files=files, XRAY_OPT_TUNE="--study tiny", **SETTINGS, **settings)
+    worker = json.loads(done.stdout)["services"]["worker"]
+    assert worker["command"] == ["tune", "--data", "/films", "--gpus", wanted, "--study", "tiny"]
+
+
 def test_images_start_from_the_two_public_tags_and_are_pinned():
     for path in sorted(ROOT.glob("docker/*/Dockerfile")):
         text = path.read_text()
@@ -113,13 +120,18 @@ def test_images_start_from_the_two_public_tags_and_are_pinned():
         )
 
 
-def test_the_small_image_has_the_versions_of_the_large_one_and_no_torch():
-    def versions(path: Path) -> dict[str, str]:
-        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), flags=re.MULTILINE))
+def versions(path: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / path).read_text(), flags=re.MULTILINE))
 
-    small, large = versions(ROOT / "docker/service/requirements.lock"), versions(ROOT / "requirements.lock")
-    assert "torch" not in small
+
+def test_the_images_have_the_versions_that_are_tested_and_only_what_they_need():
+    tested = versions("requirements.lock")
+    small, large = versions("docker/service/requirements.lock"), versions("docker/worker/requirements.lock")
     assert {"mlflow", "optuna", "optuna-dashboard", "psycopg", "boto3", "flask-wtf"} <= set(small)
-    assert {name: small[name] for name in small if name in large} == {
-        name: large[name] for name in small if name in large
-    }
+    assert {"mlflow", "optuna", "torch", "peft", "psycopg"} <= set(large)
+    assert not {"torch", "peft"} & set(small)
+    assert not {"pytest", "mypy", "playwright"} & set(large)
+    for image in (small, large):
+        assert {name: image[name] for name in image if name in tested} == {
+            name: tested[name] for name in image if name in tested
+        }

@@ -42,10 +42,19 @@ def inventory(stack) -> dict[str, object]:
     return rows | {"artifacts": stack.compose("exec", "-T", "mlflow", "sh", "-c", files).stdout.splitlines()}
 
 
-@pytest.fixture(scope="module")
-def tuned_here(stack):
-    """A study of four trials, run by a client on this machine."""
-    return stack.tune("--study", "tiny", "--trials", "4", "--name", "from-the-host")
+def answer(stack, interface: str) -> int:
+    """Status of a page of one of the two interfaces that reads its database."""
+    page = {"MLFLOW": "/api/2.0/mlflow/users/current", "DASHBOARD": "/api/studies"}[interface]
+    return stack.ask(interface, page, headers=stack.login()).status
+
+
+def container(stack, service: str) -> str:
+    (one,) = [c for c in stack.containers() if c["Config"]["Labels"]["com.docker.compose.service"] == service]
+    return one["Id"]
+
+
+def backups(stack) -> list[str]:
+    return json.loads(stack.run("status", "--json").stdout)["backups"]
 
 
 def load_champion(stack):
@@ -153,18 +162,18 @@ def test_down_and_up_lose_nothing(stack, tuned_here):
 
 
 def test_a_database_that_restarts_under_the_service_is_found_again(stack):
+    before = inventory(stack)
     stack.compose("restart", "postgres")
-    wait_until(
-        lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow"
-    )
-    wait_until(lambda: stack.ask("DASHBOARD", "/api/studies", headers=stack.login()).status == 200, "the dashboard")
+    wait_until(lambda: answer(stack, "MLFLOW") == 200, "MLflow")
+    wait_until(lambda: answer(stack, "DASHBOARD") == 200, "the dashboard")
+    assert inventory(stack) == before
 
 
 def test_a_container_that_was_made_anew_is_found_again(stack):
+    before = container(stack, "mlflow")
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "mlflow")
-    wait_until(
-        lambda: stack.ask("MLFLOW", "/api/2.0/mlflow/users/current", headers=stack.login()).status == 200, "MLflow"
-    )
+    wait_until(lambda: answer(stack, "MLFLOW") == 200, "MLflow")
+    assert container(stack, "mlflow") != before
 
 
 def test_a_backup_brings_back_what_was_wiped(stack, tuned_here):
@@ -228,13 +237,15 @@ def test_an_unhealthy_service_is_named_with_the_end_of_its_log_and_no_secret(sta
 
 
 def test_the_nightly_backup_makes_its_first_one_at_once(stack):
-    held = set(json.loads(stack.run("status", "--json").stdout)["backups"])
+    held = set(backups(stack))
     for stamp in held:
         stack.compose(
             "run", "--rm", "-T", "--entrypoint", "rm", "backup", "-r", f"/backups/{stamp}", profiles=("backup",)
         )
+    assert backups(stack) == []
     stack.run("up", "--profile", "backup")
     try:
-        wait_until(lambda: len(json.loads(stack.run("status", "--json").stdout)["backups"]) == 1, "a first backup")
+        wait_until(lambda: backups(stack), "a first backup")
+        assert len(set(backups(stack)) - held) == 1
     finally:
         stack.compose("rm", "-sf", "backup", profiles=("backup",))

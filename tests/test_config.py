@@ -69,7 +69,7 @@ def test_settings_are_frozen():
         ("lora.rank", 0, "between 1 and 256"),
         ("optimizer.learning_rate", "fast", "must be float"),
         ("optimizer.learning_rate", -1.0, "positive"),
-        ("optimizer.learning_rate", float("nan"), "positive"),
+        ("optimizer.learning_rate", float("nan"), "finite"),
         ("model.strategy", "qlora", "one of lora, linear, full"),
         ("training.device", "tpu", "auto, cuda"),
         ("training.micro_batch", 17, "1 to batch_size"),

@@ -1,12 +1,13 @@
 """The workspace's .env: read as compose reads it, what is set wins, and no secret is ever shown."""
 
+import itertools
 import os
 import subprocess
 import sys
 
 import pytest
 
-from xray_opt.config import Workspace, load_environment, redacted
+from xray_opt.config import Workspace, load_environment, login_for, redacted
 from xray_opt.config.environment_file import read_environment
 from xray_opt.errors import ConfigError
 
@@ -106,7 +107,7 @@ def test_a_folder_of_that_name_is_somebody_elses(workspace):
 def test_what_is_set_wins_even_if_empty_and_only_known_names_are_taken(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("XRAY_OPT_STORAGE", "sqlite:///mine.db")
-    names = ["MLFLOW_TRACKING_URI", "XRAY_OPT_STORAGE", "MLFLOW_TRACKING_USERNAME", "AWS_DEFAULT_REGION", "PATHS"]
+    names = ["MLFLOW_TRACKING_URI", "XRAY_OPT_STORAGE", "XRAY_OPT_DASHBOARD_URL", "AWS_DEFAULT_REGION", "PATHS"]
     names += ["MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "POSTGRES_PASSWORD", "XRAY_OPT_HOME"]
     write(workspace, "\n".join(f"{name}=from-file" for name in names))
     load_environment(workspace)
@@ -117,20 +118,76 @@ def test_what_is_set_wins_even_if_empty_and_only_known_names_are_taken(workspace
 
 
 def test_another_workspaces_file_replaces_the_first_ones(workspace, tmp_path):
-    write(workspace, "MLFLOW_TRACKING_USERNAME=first\nAWS_DEFAULT_REGION=first")
+    server = "MLFLOW_TRACKING_URI=http://h\nMLFLOW_TRACKING_USERNAME="
+    write(workspace, f"{server}first\nAWS_DEFAULT_REGION=first")
     load_environment(workspace)
     other = Workspace(tmp_path / "other")
     other.root.mkdir()
-    write(other, "MLFLOW_TRACKING_USERNAME=second")
+    write(other, f"{server}second")
     load_environment(other)
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "second"
     assert "AWS_DEFAULT_REGION" not in os.environ
 
 
 def test_a_certificate_beside_the_file_is_found_from_anywhere(workspace):
-    write(workspace, "MLFLOW_TRACKING_SERVER_CERT_PATH=certs/ca.pem")
+    write(workspace, "MLFLOW_TRACKING_URI=https://h\nMLFLOW_TRACKING_SERVER_CERT_PATH=certs/ca.pem")
     load_environment(workspace)
     assert os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"] == str(workspace.root / "certs/ca.pem")
+
+
+LOGIN = "MLFLOW_TRACKING_USERNAME=me\nMLFLOW_TRACKING_PASSWORD=s3cret-tracking\nMLFLOW_TRACKING_TOKEN=s3cret-token\n"
+SERVER = "MLFLOW_TRACKING_URI=https://ours.example.org/\n"
+
+
+def login():
+    return {name for name in os.environ if name.startswith("MLFLOW_TRACKING_")} - {"MLFLOW_TRACKING_URI"}
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere", "sent"),
+    [
+        (SERVER + LOGIN, None, True),
+        (SERVER + LOGIN, "https://ours.example.org", True),
+        (SERVER + LOGIN, "https://ours.example.org.evil.test/", False),
+        (SERVER + LOGIN, "http://ours.example.org/", False),
+        (SERVER + LOGIN, "", False),
+        (LOGIN, None, False),
+        (LOGIN, "https://ours.example.org", False),
+        ("MLFLOW_TRACKING_URI=\n" + LOGIN, None, False),
+    ],
+)
+def test_the_login_goes_to_the_server_beside_which_it_stands_and_to_no_other(
+    workspace, monkeypatch, text, elsewhere, sent
+):
+    if elsewhere is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    said = []
+    write(workspace, text)
+    for _ in range(2):
+        load_environment(workspace, said.append)
+    assert len(login()) == (3 if sent else 0)
+    assert [("is not used" in line, "s3cret" in line) for line in said] == [(True, False)] * bool(
+        elsewhere and not sent
+    )
+
+
+def test_a_login_that_was_set_goes_wherever_its_setter_says(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example.org")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "own-token")
+    said = []
+    write(workspace, SERVER + "MLFLOW_TRACKING_TOKEN=s3cret-token\n")
+    load_environment(workspace, said.append)
+    login_for("https://third.example.org")
+    assert (os.environ["MLFLOW_TRACKING_TOKEN"], said) == ("own-token", [])
+
+
+def test_a_server_that_is_named_later_gets_no_login_either(workspace):
+    write(workspace, SERVER + LOGIN)
+    load_environment(workspace)
+    assert not login_for("https://other.example.org")
+    assert login() == set()
+    assert login_for("https://ours.example.org")
+    assert len(login()) == 3
 
 
 def test_a_password_that_others_may_read_is_warned_of_once(workspace):
@@ -178,3 +235,15 @@ def test_a_broken_file_is_one_line_for_commands_and_none_for_help(workspace):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "line 1 is not NAME=value" in done.stderr
     assert shell(workspace, "--help").returncode == 0
+
+
+def test_variables_that_fill_in_each_other_cannot_grow_without_end(workspace):
+    write(workspace, "A=0123456789\n" + "".join(f"{b}=${a}${a}${a}\n" for a, b in itertools.pairwise(NAMES)))
+    with pytest.raises(ConfigError, match=r"line \d+: its value is longer than 65536 characters"):
+        load_environment(workspace)
+    write(workspace, "A=" + "x" * 70_000)
+    with pytest.raises(ConfigError, match="longer than 65536"):
+        load_environment(workspace)
+
+
+NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

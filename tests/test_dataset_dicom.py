@@ -129,3 +129,9 @@ class TestDicom:
     def test_deflated_is_refused_unopened(self) -> None:
         pydicom = pytest.importorskip("pydicom")
         assert "deflated" in reason(dicom_bytes(RAMP, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian))
+
+
+def test_what_a_header_says_of_itself_cannot_break_the_reason() -> None:
+    said = reason(dicom_bytes(RAMP, PhotometricInterpretation="RGB\x0e" + "x" * 500))
+    assert said.isprintable()
+    assert len(said) < 150

@@ -118,7 +118,7 @@ def test_a_csv_names_what_file_names_do_not(tmp_path):
         lines.append(f"films/scan{number}.png,{('NORMAL', 'pneumonia')[number % 2]},p{number // 2 * 2 + number % 2}")
     manifest = prepare(DataConfig(root=str(table(tmp_path, "\n".join(lines)))))
     assert len(manifest.films) == 24
-    assert {film.label for film in manifest.of("test")} == {0, 1}
+    assert {film.label for film in manifest.open_test(lambda: None)} == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,11 @@ def test_a_csv_names_what_file_names_do_not(tmp_path):
         ("path,label,patient,split\na.png,NORMAL,1,exam\n", "split must be one of"),
         ("path,label,patient,subtype\na.png,NORMAL,1,virus\n", "contradicts the label"),
         ("path,label,patient\na.png,NORMAL,1\n", "holds no PNEUMONIA"),
+        (f"path,label,patient\n{'x' * 5000}.png,NORMAL,1\n", "line 2: there is no file xxx"),
+        ("path,label,patient\na\0.png,NORMAL,1\n", r"line 2: there is no file a\\x00\.png"),
+        ('path,label,patient\n"a\nb.png",NORMAL,1\n', "line 3: there is no file a b.png"),
+        (f"path,label,patient\na.png,{'x' * 5000},1\n", "line 2: label must be"),
+        (f"path,label,patient\na.png,NORMAL,person{'9' * 5000}\n", "holds no PNEUMONIA"),
     ],
 )
 def test_faults_of_a_csv_name_their_line(tmp_path, text, says):
@@ -143,6 +148,7 @@ def test_faults_of_a_csv_name_their_line(tmp_path, text, says):
     with pytest.raises(DataError, match=says) as caught:
         index(table(tmp_path, text))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
 
 
 @given(st.binary(max_size=200))
@@ -152,3 +158,25 @@ def test_any_csv_is_read_or_refused(tmp_path_factory, content):
     with pytest.raises(DataError) as caught:
         index(path)
     assert "any.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "~nobody-is-called-so/films"])
+def test_a_source_that_cannot_even_be_looked_for_is_one_line(source):
+    with pytest.raises(DataError, match="there is no folder or CSV"):
+        index(source)
+
+
+def test_patients_of_any_number_have_one_key():
+    many = "9" * 5000
+    assert patient_key(f"person{many}") == f"person{many}"
+    assert patient_key(f"person000{many}") == f"person{many}"
+    assert patient_key("IM-0000000") == "IM-0000"
+    assert patient_key("person000") == "person0"
+
+
+def test_paths_in_a_message_are_short_and_cannot_draw_on_the_terminal():
+    line = shown(["\x1b[2J\r\u202eevil.png", "x" * 250 + ".png", "y" * 250], room=200)
+    assert line.isprintable()
+    assert line.startswith("\\x1b[2J \\u202eevil.png, xxx")
+    assert line.endswith("x.png, …")
+    assert len(line) < 210

@@ -10,6 +10,7 @@ from small_sets import kaggle_set, write_film
 
 from xray_opt.config import DataConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepare, prepared, remember
+from xray_opt.dataset.preparing import settled
 from xray_opt.errors import DataError
 
 
@@ -114,3 +115,30 @@ def test_a_damaged_salt_is_not_replaced_silently(tmp_path):
     (workspace.data / "salt").write_text("abc")
     with pytest.raises(DataError, match="salt"):
         Pseudonyms(workspace)
+
+
+@pytest.mark.parametrize("head", [b"# " + b"[" * 100_000, b'# {"format": 1}', b"# []", b"# 3"])
+def test_a_first_line_that_is_none_is_one_line(tmp_path, head):
+    (tmp_path / "m.csv").write_bytes(head + b"\n")
+    with pytest.raises(DataError, match="cannot use the manifest") as caught:
+        Manifest.load(tmp_path / "m.csv")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_place_that_is_no_text_is_refused(source, tmp_path):
+    path = prepare(DataConfig(root=str(source))).save(tmp_path)
+    head, _, body = path.read_text().partition("\n")
+    path.write_text(f"# {json.dumps(json.loads(head[2:]) | {'root': 3})}\n{body}")
+    with pytest.raises(DataError, match="no text"):
+        Manifest.load(path)
+
+
+@pytest.mark.parametrize("change", [{"root": 3}, {"settings": {}}, {"settings": None}])
+def test_a_damaged_note_of_what_was_prepared_is_one_line(source, workspace, change):
+    remember(prepared(DataConfig(root=str(source)), workspace), workspace)
+    path = workspace.data / "prepared.json"
+    note = json.loads(path.read_text())
+    for text in (json.dumps(note | change), "[" * 100_000, '{"root": "x", "settings": {"seed": "one"}}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"cannot read .*prepared\.json.*run xray-opt data prepare"):
+            settled(DataConfig(), workspace)

@@ -18,10 +18,11 @@ from xray_opt.adapter import Bundle, attach, logits, make_bundle, set_mode
 from xray_opt.augment import plain
 from xray_opt.backbone import Base, random_base
 from xray_opt.cache import Images, open_images
+from xray_opt.calibration import probability
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
 from xray_opt.errors import BadFilm, OutOfMemory
-from xray_opt.evaluate import Predictor, assess, evaluating, predict, predict_logits, probability
+from xray_opt.evaluate import Predictor, assess, evaluating, predict, predict_logits
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -173,17 +174,18 @@ def test_probability_is_a_stable_sigmoid_with_temperature() -> None:
 
 
 def test_assess_gives_scores_at_half_and_at_the_best_threshold() -> None:
-    labels, probabilities = [0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.9]
-    assessment = assess(labels, probabilities)
+    labels, logits = [0, 0, 1, 1, 1], [-2.2, -1.4, -0.8, -0.4, 2.2]
+    assessment = assess(labels, logits)
     assert assessment.scores.recall == pytest.approx(1 / 3)
     assert assessment.scores.precision == 1.0
     assert assessment.scores.auc == assessment.at_threshold.auc == 1.0
-    assert 0.2 < assessment.threshold < 0.3
+    low, high = probability(np.array([-1.4, -0.8]), assessment.calibration.temperature)
+    assert low < assessment.threshold < high
     assert assessment.at_threshold.f1 == 1.0
 
 
 def test_assess_of_one_class_keeps_the_threshold() -> None:
-    assessment = assess([1, 1], [0.7, 0.2])
+    assessment = assess([1, 1], [0.7, -1.2])
     assert assessment.threshold == 0.5
     assert np.isnan(assessment.scores.auc)
     assert assessment.scores == assessment.at_threshold or np.isnan(assessment.at_threshold.auc)

@@ -18,7 +18,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from mlflow.exceptions import MlflowException
 from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking_server
 
-from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.config import TrackingConfig, Workspace, load_environment
 from xray_opt.errors import AccessRefused, StoreAway, TrackingError
 from xray_opt.mlflow_client import QUICK, connect, pages, quickly, speaking, without_credentials
 
@@ -145,6 +145,20 @@ def test_a_server_that_wants_a_login_says_which_variables_to_set(
     assert str(status) in line
     assert "MLFLOW_TRACKING_PASSWORD" in line
     assert logins == ["Bearer abc"]
+
+
+def test_the_login_of_an_env_file_is_shown_to_its_own_server_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN", raising=False)
+    with answering(401) as (ours, logins), answering(401) as (other, foreign):
+        (tmp_path / ".env").write_text(f"MLFLOW_TRACKING_URI={ours}\nMLFLOW_TRACKING_TOKEN=s3cret\n")
+        (tmp_path / ".env").chmod(0o600)
+        load_environment(Workspace(tmp_path))
+        lines = [refusal(uri, tmp_path) for uri in (other, ours, other)]
+        load_environment(Workspace(tmp_path / "nowhere"))
+    assert (logins, foreign) == (["Bearer s3cret"], ["", ""])
+    assert all("in .env they are for the MLFLOW_TRACKING_URI there" in line for line in lines)
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])

@@ -397,3 +397,10 @@ def test_a_fresh_process_without_the_package_predicts_the_same(
     assert rows[0]["probability"] == pytest.approx(expected, abs=1e-5)
     assert rows[0]["label"] == ("PNEUMONIA" if expected >= 0.4 else "NORMAL")
     assert np.isclose(rows[0]["threshold"], loaded.bundle.threshold)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "models:/" + "x" * 5000, "a\nb"])
+def test_a_model_that_cannot_even_be_looked_for_is_one_short_line(connection, name):
+    with pytest.raises(TrackingError, match="no model") as caught:
+        load(connection, name, torch.device("cpu"))
+    assert len(str(caught.value)) < 300

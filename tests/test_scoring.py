@@ -30,7 +30,8 @@ def prepared_films(place, split):
     from xray_opt.dataset import prepared
 
     study = load_study(find_study("tiny", Workspace(place.workspace.root)))
-    return prepared(study.config.data, place.workspace).of(split)
+    films = prepared(study.config.data, place.workspace).films
+    return [film for film in films if film.split == split]
 
 
 def test_the_test_split_is_sealed(tuned):
@@ -185,3 +186,9 @@ def test_a_second_study_makes_a_candidate_that_promote_moves(place):
     moved = place.json("promote")
     assert (moved["old"]["version"], moved["new"]["version"], moved["same_data"]) == ("1", "2", True)
     assert place.json("evaluate")["at_half"]["f1"] == pytest.approx(second["best"]["val.f1"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_film_that_cannot_even_be_looked_for_is_one_line(name):
+    with pytest.raises(DataError, match="does not exist"):
+        list(film_files([Path(name)]))

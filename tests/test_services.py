@@ -198,6 +198,33 @@ def test_without_a_usable_docker_every_command_says_what_to_do_and_leaves_nothin
     assert not (tmp_path / "own").exists()
 
 
+GONE = """
+tries=$(cat {0} 2>/dev/null || echo 0); echo $((tries + 1)) >{0}
+if [ $tries -lt {1} ]; then echo "Error response from daemon: No such container: 1f" >&2; exit 1; fi
+echo '{{"Service": "mlflow"}}'
+"""
+
+
+@pytest.mark.parametrize(("times", "listed"), [(0, True), (2, True), (99, False)])
+def test_containers_are_listed_again_where_one_vanished_while_they_were_looked_at(
+    workspace, tmp_path, monkeypatch, times, listed
+):
+    fake_docker(tmp_path / "bin", GONE.format(tmp_path / "tries", times))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    compose = Compose(workspace, compose_file(), {})
+    if listed:
+        assert compose.containers() == [{"Service": "mlflow"}]
+    else:
+        with pytest.raises(ServiceError, match="No such container"):
+            compose.containers()
+
+
+def test_workers_get_the_gpus_by_the_second_file_alone(workspace):
+    without, with_gpus = (Compose(workspace, compose_file(), {}, gpu=gpu).command("up") for gpu in (False, True))
+    second = str(compose_file().with_name("docker-compose.gpu.yml"))
+    assert [part for part in with_gpus if part not in without] == [second]
+
+
 def test_the_compose_file_is_that_of_the_checkout():
     assert compose_file().name == "docker-compose.yml"
 

@@ -268,6 +268,21 @@ def test_discard_removes_every_file(images: Images, base: Base, tmp_path: Path) 
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("change", [{"network": {}}, {"epochs": [{}]}, {"plateau": 3}, {"optimizer": {}}])
+def test_a_checkpoint_that_lacks_what_resuming_needs_is_one_line(
+    images: Images, base: Base, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = tmp_path / "trial.pt"
+    trainer = Trainer(settings(), images, base, checkpoint=path)
+    next(trainer.epochs())
+    checkpoint = trainer._checkpoint
+    assert checkpoint is not None
+    checkpoint.save(checkpoint.load() | change)
+    with pytest.raises(TrainingError, match=r"cannot be resumed from .*; remove the file") as caught:
+        Trainer(settings(), images, base, checkpoint=path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_checkpoint_that_cannot_be_written_is_one_line(images: Images, base: Base, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskFault, match="cannot write checkpoint"):

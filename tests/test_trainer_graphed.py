@@ -470,13 +470,17 @@ def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs):
     generator, order = torch.Generator().manual_seed(0), [list(range(6)), list(range(6, 12))]
     batches = trainer_room.feed(images.train, gpu).batches([torch.tensor(part).numpy() for part in order])
     pixels, targets = next(batches)
-    torch.cuda.set_sync_debug_mode("error")
+    losses = []
+    torch.cuda.set_sync_debug_mode("error")  # what waits raises
     try:
         for _ in range(2):
-            trainer._stepper.step(trainer._augment(pixels, generator), targets)
+            losses.append(trainer._stepper.step(trainer._augment(pixels, generator), targets))
             pixels, targets = next(batches, (pixels, targets))
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            float(losses[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.stack(losses)).tolist() == [True, True]
 
 
 @CUDA

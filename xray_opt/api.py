@@ -17,6 +17,8 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``tune``               bring a study to a number of trials
 ``train``              one tracked run
 ``leaderboard``        a study's trials, best first
+``confirm``            retrain a study's best settings and judge them by that
+``finalize``           open the test split once for the chosen model
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
@@ -33,7 +35,9 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from xray_opt import confirm as confirming
 from xray_opt import dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_environment, load_study, override
@@ -65,6 +69,8 @@ prepared = _with_environment(dataset.prepared)
 tune = _with_environment(workers.tune)
 train = _with_environment(single.train)
 leaderboard = _with_environment(boards.leaderboard)
+confirm = _with_environment(confirming.confirm)
+finalize = _with_environment(finalizing.finalize)
 evaluate = _with_environment(scoring.evaluate)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
@@ -83,9 +89,11 @@ __all__ = [
     "Workspace",
     "audit",
     "collect_garbage",
+    "confirm",
     "delete_whole_study",
     "diagnose",
     "evaluate",
+    "finalize",
     "find_place",
     "find_study",
     "leaderboard",

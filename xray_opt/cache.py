@@ -1,7 +1,7 @@
 """Films decoded once into a uint8 grey memory map, keyed by manifest and side; what training reads.
 
-The cache of all films of a manifest lies in one folder: ``pixels.npy`` (N, side, side) and ``cache.json`` with its
-SHA-256. It is built under a temporary name and renamed: a kill leaves no half cache.
+Films of the sealed test split are neither opened nor kept. The cache lies in one folder: ``pixels.npy`` (N, side, side)
+and ``cache.json`` with its SHA-256. It is built under a temporary name and renamed: a kill leaves no half cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from xray_opt.dataset import Film, Manifest, decode, to_square
 from xray_opt.errors import BadFilm, DataError
 
 Progress = Callable[[int, int], None]
-FORMAT = 1
+FORMAT = 2
 #: The cache is so many times the training side, so that crops stay sharp.
 FACTOR = 1.5
 
@@ -79,12 +79,30 @@ def open_images(manifest: Manifest, image_size: int, workspace: Workspace, progr
 
 def cache_side(manifest: Manifest, image_size: int) -> int:
     """Side of the cached squares: 1.5 times the input, no larger than the largest film, no smaller than the input."""
-    largest = max(max(film.width, film.height) for film in manifest.films)
+    largest = max(max(film.width, film.height) for film in _films(manifest))
     return max(image_size, min(-(-int(2 * FACTOR * image_size) // 2), largest))
 
 
+def redrawn_images(images: Images, manifest: Manifest) -> Images:
+    """The same decoded films under another split of them into train and val."""
+    rows = {
+        path: row for split in (images.train, images.val) for path, row in zip(split.paths, split.rows, strict=True)
+    }
+
+    def split(name: str) -> Split:
+        made = _split(manifest, name, images.train.pixels)
+        return replace(made, rows=np.array([rows[path] for path in made.paths], dtype=np.int64))
+
+    return Images(split("train"), split("val"), images.side, manifest)
+
+
+def _films(manifest: Manifest) -> list[Film]:
+    """The films that are decoded, in the order of the cache's rows."""
+    return [film for film in manifest.films if film.split != "test"]
+
+
 def _split(manifest: Manifest, name: str, pixels: NDArray[np.uint8]) -> Split:
-    rows = np.array([row for row, film in enumerate(manifest.films) if film.split == name], dtype=np.int64)
+    rows = np.array([row for row, film in enumerate(_films(manifest)) if film.split == name], dtype=np.int64)
     films = manifest.of(name)
     labels = np.array([film.label for film in films], dtype=np.int64)
     groups, paths = (tuple(getattr(film, key) for film in films) for key in ("group", "path"))
@@ -130,10 +148,10 @@ def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | N
         fits = record["format"] == FORMAT and record["manifest"] == manifest.sha256 and record["side"] == side
         if not fits or record["sha256"] != _sha256(file):
             return None
-        pixels = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError):
+        pixels = np.lib.format.open_memmap(file, mode="r")
+    except Exception:  # on a damaged header numpy raises errors of nearly every kind
         return None
-    return pixels if pixels.shape == (len(manifest.films), side, side) and pixels.dtype == np.uint8 else None
+    return pixels if pixels.shape == (len(_films(manifest)), side, side) and pixels.dtype == np.uint8 else None
 
 
 def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
@@ -156,11 +174,12 @@ def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | Non
 
 def _decode_all(file: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
     """Decode in threads, write in order; written, not mapped: a full disk is then an error and not a bus fault."""
-    shape = (len(manifest.films), side, side)
+    films = _films(manifest)
+    shape = (len(films), side, side)
     root = Path(manifest.root)
     with file.open("wb") as handle, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        squares = pool.map(lambda film: _square(root, film, side), manifest.films)
+        squares = pool.map(lambda film: _square(root, film, side), films)
         for row, square in enumerate(squares):
             handle.write(square.tobytes())
             if progress:

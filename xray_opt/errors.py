@@ -23,11 +23,18 @@ The message says what is wrong, where, and what to do next, in one line. ``cli``
 the exit code, once. Ctrl-C exits with 130.
 """
 
+from __future__ import annotations
+
+import reprlib
+
 
 class XrayError(Exception):
-    """Base of all errors with one clear line for the user."""
+    """Base of all errors with one clear line for the user; names and foreign texts in it cannot break the line."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class ConfigError(XrayError):
@@ -129,6 +136,39 @@ class Pruned(Exception):
         self.epoch = epoch
 
 
+def printable(text: str) -> str:
+    """``text`` on one line: line breaks and tabs as spaces, whatever else a terminal would not print as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else " " if char in "\n\r\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def one_line(error: BaseException, most: int = 160) -> str:
     """What another library's error says, on one line of at most so many characters; its class where it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:most] or type(error).__name__
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """``text`` on one line, its middle left out where it is longer than ``most`` characters."""
+    line = printable(text)
+    half = (most - 1) // 2
+    return line if len(line) <= most else f"{line[: most - 1 - half]}…{line[len(line) - half :]}"
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 2, 3, 4, 4
+        self.maxstring, self.maxlong, self.maxother = 80, 40, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to spell a number of more than 4,300 digits.
+        return f"a whole number of {x.bit_length()} bits" if x.bit_length() > 10_000 else super().repr_int(x, level)
+
+
+def brief(value: object) -> str:
+    """``repr`` of a value that somebody gave, short whatever it holds: aliases nest a gigabyte in few lines."""
+    return printable(_Brief().repr(value))

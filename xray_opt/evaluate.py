@@ -19,10 +19,11 @@ from torch import nn
 from xray_opt.adapter import Bundle, logits
 from xray_opt.augment import plain
 from xray_opt.cache import Split
+from xray_opt.calibration import Calibration, calibrate, probability
 from xray_opt.dataset import decode, to_square
 from xray_opt.errors import BadFilm, OutOfMemory
 from xray_opt.feed import feed
-from xray_opt.metrics import Scores, best_threshold, scores
+from xray_opt.metrics import Scores, scores
 
 Floats = NDArray[np.float64]
 Films = Split | NDArray[np.uint8]
@@ -33,23 +34,30 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Assessment:
-    """Scores of one set of predictions.
+    """Scores of one set of predictions, and what is fixed on it.
 
     Attributes:
         scores: at a threshold of 0.5.
-        threshold: the threshold of best F1 on these very films (0.5 where one class is missing).
-        at_threshold: scores at ``threshold``.
+        calibration: temperature and thresholds, fitted to these very films.
+        at_threshold: scores at the threshold of best F1.
     """
 
     scores: Scores
-    threshold: float
+    calibration: Calibration
     at_threshold: Scores
 
+    @property
+    def threshold(self) -> float:
+        """The calibrated probability of best F1 (0.5 where one class is missing)."""
+        return self.calibration.threshold
 
-def assess(labels: ArrayLike, probabilities: ArrayLike) -> Assessment:
-    """Assess (N,) ``probabilities`` against (N,) ``labels`` in {0, 1}."""
-    threshold = best_threshold(labels, probabilities)
-    return Assessment(scores(labels, probabilities), threshold, scores(labels, probabilities, threshold))
+
+def assess(labels: ArrayLike, logits: ArrayLike) -> Assessment:
+    """Assess (N,) raw ``logits`` against (N,) ``labels`` in {0, 1}."""
+    calibration = calibrate(labels, logits)
+    probabilities = probability(np.asarray(logits, dtype=np.float64), calibration.temperature)
+    at_threshold = scores(labels, probabilities, calibration.threshold)
+    return Assessment(scores(labels, probabilities), calibration, at_threshold)
 
 
 def predict(network: nn.Module, films: Films, image_size: int, device: torch.device, batch_size: int = BATCH) -> Floats:
@@ -81,12 +89,6 @@ def predict_logits(
             else:
                 batch_size //= 2
     return np.concatenate(parts) if parts else np.empty(0)
-
-
-def probability(logit: Floats, temperature: float = 1.0) -> Floats:
-    """Sigmoid of ``logit / temperature`` in float64, without overflow."""
-    values: Floats = 0.5 * (1 + np.tanh(logit / temperature / 2))
-    return values
 
 
 @contextmanager
@@ -127,19 +129,22 @@ class Predictor:
         self.device = device
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> Floats:
-        """(N,) probabilities of pneumonia for image files or their bytes (JPEG, PNG, DICOM).
+        """(N,) calibrated probabilities of pneumonia for image files or their bytes (JPEG, PNG, DICOM).
 
         Raises:
             BadFilm: the first one that cannot be read, by its path or position, with the reason.
         """
+        return probability(self.logits(sources), self.bundle.temperature)
+
+    def logits(self, sources: Sequence[Path | bytes]) -> Floats:
+        """(N,) raw logits of image files or their bytes; raises as :meth:`probabilities`."""
         parts = [self._batch(sources, first) for first in range(0, len(sources), BATCH)]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def _batch(self, sources: Sequence[Path | bytes], first: int) -> Floats:
         last = min(first + BATCH, len(sources))
         pixels = np.stack([self._square(sources[index], index) for index in range(first, last)])
-        logit = predict_logits(self.network, pixels, self.bundle.image_size, self.device)
-        return probability(logit, self.bundle.temperature)
+        return predict_logits(self.network, pixels, self.bundle.image_size, self.device)
 
     def _square(self, source: Path | bytes, index: int) -> NDArray[np.uint8]:
         name = str(source) if isinstance(source, Path) else f"image {index}"

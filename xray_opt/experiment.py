@@ -14,9 +14,10 @@ from pathlib import Path
 from xray_opt.adapter import Bundle, load_bundle, make_bundle, save_bundle
 from xray_opt.backbone import Base, resolve_device, save_base
 from xray_opt.cache import Images
+from xray_opt.calibration import probability
 from xray_opt.config import Config
 from xray_opt.dataset import Pseudonyms
-from xray_opt.evaluate import Assessment, assess, predict
+from xray_opt.evaluate import Assessment, assess, predict_logits
 from xray_opt.faults import device_faults, disk_faults
 from xray_opt.tracking import Run, Tracking
 from xray_opt.trainer import Epoch, Trainer
@@ -92,7 +93,7 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
 def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms) -> Assessment:
     """Save the best adapter, score what was saved in fp32, log both.
 
-    The adapter is saved twice: once to be read back and scored, then with the threshold found by that.
+    The adapter is saved twice: once to be read back and scored, then with the temperature and thresholds found by that.
     """
     network = trainer.best()
     draft = make_bundle(base, job.config, images.side)
@@ -100,19 +101,23 @@ def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, ps
         save_bundle(network, Path(folder) / "draft", draft)
         saved, _ = load_bundle(Path(folder) / "draft", base)
         device = resolve_device(job.config.training.device)
-        probabilities = predict(saved, images.val, job.config.image.size, device)
-        assessment = assess(images.val.labels, probabilities)
+        logits = predict_logits(saved, images.val, job.config.image.size, device)
+        assessment = assess(images.val.labels, logits)
         bundle = _with_scores(draft, assessment, trainer.best_epoch)
         run.log_folder(save_bundle(saved, Path(folder) / ADAPTER_ARTIFACT, bundle), ADAPTER_ARTIFACT)
     if job.keep is not None:
         save_bundle(saved, job.keep / ADAPTER_ARTIFACT, bundle)
         save_base(base, job.keep / "base.safetensors")
+    calibration = assessment.calibration
+    probabilities = probability(logits, calibration.temperature)
     run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
     run.log_metrics({f"best.{name}": value for name, value in asdict(assessment.scores).items()})
-    run.log_metrics({"best.epoch": trainer.best_epoch, "best.threshold": assessment.threshold})
+    run.log_metrics({"best.epoch": trainer.best_epoch, "best.threshold": calibration.threshold})
+    run.log_metrics({"best.temperature": calibration.temperature})
     return assessment
 
 
 def _with_scores(draft: Bundle, assessment: Assessment, epoch: int) -> Bundle:
     scores = {f"val.{name}": value for name, value in asdict(assessment.scores).items()}
-    return replace(draft, threshold=assessment.threshold, scores=scores | {"best.epoch": float(epoch)})
+    fixed = vars(assessment.calibration)
+    return replace(draft, **fixed, scores=scores | {"best.epoch": float(epoch)})

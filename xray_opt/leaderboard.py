@@ -14,13 +14,21 @@ OPENINGS = "test_openings"
 
 @dataclass(frozen=True)
 class Opening:
-    """One opening of the sealed test split; ``scores`` are at the threshold fixed on validation."""
+    """One opening of the sealed test split.
+
+    Attributes:
+        trial, run: whose model it was opened for, and that model's MLflow run.
+        scores: at the threshold fixed on validation; empty where a kill came before them.
+        command: the command line.
+    """
 
     who: str
     when: str
     why: str
     trial: int | None
     scores: Mapping[str, float] = field(default_factory=dict)
+    command: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)

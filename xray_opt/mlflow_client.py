@@ -32,7 +32,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from xray_opt.config import TrackingConfig, Workspace, redacted
+from xray_opt.config import TrackingConfig, Workspace, login_for, redacted
 from xray_opt.errors import AccessRefused, StoreAway, TrackingError
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
@@ -77,7 +77,8 @@ class Connection:
 def connect(tracking: TrackingConfig, workspace: Workspace, must_answer: bool = True) -> Connection:
     """Open the store that ``tracking.uri`` names, else ``MLFLOW_TRACKING_URI``, else the workspace's embedded one.
 
-    User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …).
+    User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …); those
+    of ``.env`` are kept from other servers than ``.env`` names. One process speaks with one server at a time.
 
     Args:
         must_answer: false where a server may be away: then the connection says so in ``away``.
@@ -93,6 +94,7 @@ def connect(tracking: TrackingConfig, workspace: Workspace, must_answer: bool = 
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri or uri == workspace.mlflow_uri:
         return _embedded(workspace)
+    login_for(uri)
     # "databricks" has no scheme either, and is not this machine.
     local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
     away = ""
@@ -234,7 +236,8 @@ def _probe(uri: str) -> None:
     if answer.status_code in (401, 403):
         raise AccessRefused(
             f"MLflow at {shown} refuses access ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), and add its host name to the server's --allowed-hosts"
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN; in .env they are for the MLFLOW_TRACKING_URI there), "
+            "and add its host name to the server's --allowed-hosts"
         )
     if answer.status_code != 200:
         kind = StoreAway if answer.status_code >= 500 or answer.status_code == 429 else TrackingError

@@ -19,10 +19,10 @@ from PIL import Image
 from xray_opt import registry
 from xray_opt.backbone import Base
 from xray_opt.config import Config, flatten
-from xray_opt.errors import StudyError
+from xray_opt.errors import StoreAway, StudyError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
-from xray_opt.tracking import RankedTrial, Tracking, TrialEnd
+from xray_opt.tracking import WAITING, RankedTrial, Tracking, TrialEnd
 from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
 from xray_opt.tuning.storage import open_storage, reachable, sqlite_file, study_lock
 
@@ -89,6 +89,17 @@ def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
     ends = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in opened.read().trials]
     for state, count in tracking.agree(ends).items():
         say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
+
+
+def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
+    """Send what waits and bring the states of runs to their trials', as far as MLflow answers: an earlier call was
+    killed between the two, or MLflow was away."""
+    try:
+        left = tracking.send_waiting()
+        if not left.stopped and not tracking.parent_id.startswith(WAITING):
+            agree_all(opened, tracking, say)
+    except StoreAway as error:
+        say(f"the states of runs are compared later: {error}")
 
 
 @contextmanager

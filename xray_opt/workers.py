@@ -23,7 +23,7 @@ from xray_opt.experiment import Job, run_experiment
 from xray_opt.kept_base import fresh_base, study_base
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import PARENT, STORE, mark_state
-from xray_opt.settling import POSTPONED, agree_all, postponed, settle
+from xray_opt.settling import POSTPONED, agree_all, agree_now, postponed, settle
 from xray_opt.tracking import (
     STORAGE,
     STUDY_ID,
@@ -182,6 +182,22 @@ def tune(
         XrayError: what stops the whole study, as one line; a single failing trial does not, nor does an MLflow server
             that goes away: see ``tracking.outbox``.
     """
+    with ready(study, workspace, watcher) as work:
+        before = work.opened.read()
+        watcher.known(before.counted, before.best)
+        _describe_once(work, work.images.manifest)
+        agree_now(work.opened, work.tracking, watcher.say)
+        tally = launcher(work, total or study.trials, timeout)
+        return _report(work, tally)
+
+
+@contextmanager
+def ready(study: StudyConfig, workspace: Workspace, watcher: StudyWatcher) -> Iterator[Work]:
+    """A study, made or continued, with all that a training for it needs; its run in MLflow is RUNNING meanwhile.
+
+    Raises:
+        XrayError: as ``tune`` does.
+    """
     # What `data prepare` decided becomes part of the study's own settings: they are recorded, and evaluate reads them.
     data = settled(study.config.data, workspace)
     study = replace(study, config=replace(study.config, data=data))
@@ -191,15 +207,10 @@ def tune(
     opened = open_study(study, workspace, manifest.sha256)
     mark_state(workspace, study.name, storage_digest(storage_url(workspace, study.storage)))
     base = study_base(opened, fresh)
-    before = opened.read()
-    watcher.known(before.counted, before.best)
     if warning := base.warning():
         watcher.say(warning)
     with _at_work(opened, manifest, base, watcher, lambda: _others_at_work(opened)) as work:
-        _describe_once(work, manifest)
-        _agree(work)
-        tally = launcher(work, total or study.trials, timeout)
-        return _report(work, tally)
+        yield work
 
 
 @contextmanager
@@ -269,16 +280,6 @@ def _report(work: Work, tally: Tally) -> TuneReport:
     if left.waiting or why:
         work.watcher.say(f"{left.waiting} writes wait for MLflow at {connection.shown}: run xray-opt sync{why}")
     return TuneReport(opened.config.name, tally, version, tuple(held), tracking.experiment_id, left.waiting)
-
-
-def _agree(work: Work) -> None:
-    """Repair runs whose state is not their trial's: an earlier call was killed between the two, or MLflow was away."""
-    try:
-        left = work.tracking.send_waiting()
-        if not left.stopped and not work.tracking.parent_id.startswith(WAITING):
-            agree_all(work.opened, work.tracking, work.watcher.say)
-    except StoreAway as error:
-        work.watcher.say(f"the states of runs are compared later: {error}")
 
 
 def _describe_once(work: Work, manifest: Manifest) -> None:

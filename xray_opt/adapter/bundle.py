@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from xray_opt.backbone import Base
 from xray_opt.config import Config, flatten
 from xray_opt.config.dotted import Scalar
-from xray_opt.errors import ModelError, one_line
+from xray_opt.errors import ConfigError, ModelError, one_line
 
-FORMAT = 2
+FORMAT = 3
 #: Name under which ``bundle.json`` holds the digest of its other fields.
 DIGEST = "sha256"
 RESAMPLE = "decode grey, antialiased squash to cache_side, antialiased bilinear to image_size, ImageNet mean and std"
@@ -28,7 +29,8 @@ class Bundle:
         base_sha256, base_origin: the only base it fits.
         image_size, cache_side: pixels of the network's input, and of the squashed film it is resampled from.
         threshold: probability from which a film is called pneumonia, of best F1 on validation.
-        temperature: divides the logit before the sigmoid.
+        temperature: divides the logit before the sigmoid; fitted on validation.
+        thresholds: wanted sensitivity (``0.95``) → highest probability that reached it on validation.
         config: every setting of the run by its dotted name.
         scores: validation scores at 0.5 (``val.f1`` …) and the best epoch.
         files: file name → SHA-256, of all other files of the bundle.
@@ -43,11 +45,28 @@ class Bundle:
     cache_side: int
     threshold: float = 0.5
     temperature: float = 1.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Scalar] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     preprocessing: str = RESAMPLE
     format: int = FORMAT
+
+    def threshold_for(self, sensitivity: float | None) -> float:
+        """The threshold for a wanted sensitivity (rounded up to a whole percent); none means that of best F1.
+
+        Raises:
+            ConfigError: none is known for it.
+        """
+        if sensitivity is None:
+            return self.threshold
+        known = self.thresholds.get(f"{math.ceil(sensitivity * 100 - 1e-9) / 100:.2f}")
+        if known is None:
+            have = f"{min(self.thresholds)} to {max(self.thresholds)}" if self.thresholds else "none"
+            raise ConfigError(
+                f"--sensitivity {sensitivity:g}: this model has thresholds fixed on validation for {have}"
+            )
+        return known
 
     def to_json(self) -> str:
         """The text of ``bundle.json``: the fields and their digest."""
@@ -119,5 +138,6 @@ def _check_ranges(document: dict[str, Any], where: str) -> None:
     if document["strategy"] not in ("lora", "linear", "full") or document["batch_norm"] not in ("frozen", "train"):
         raise ModelError(f"{where}: unknown strategy or batch_norm")
     sides_fit = 16 <= document["image_size"] <= 4096 and 16 <= document["cache_side"] <= 8192
-    if not sides_fit or not 0 <= document["threshold"] <= 1 or not document["temperature"] > 0:
-        raise ModelError(f"{where}: image_size, cache_side, threshold or temperature is out of range")
+    shares = all(0 <= value <= 1 for value in (document["threshold"], *document["thresholds"].values()))
+    if not sides_fit or not shares or not 0 < document["temperature"] <= 1000:
+        raise ModelError(f"{where}: image_size, cache_side, threshold, thresholds or temperature is out of range")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 RECORD = "bundle.json"
+#: Bytes of the two files of JSON in a bundle; they have a few thousand.
+MOST_RECORD = 1 << 20
 _HEAD, _NORMS, _ALL = "head.safetensors", "batch_norm.safetensors", "weights.safetensors"
 _PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Fields of PEFT's config that say nothing of what the adapter computes.
@@ -56,6 +58,19 @@ def save_bundle(network: nn.Module, folder: Path, bundle: Bundle) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _text(path: Path) -> str:
+    """Text of a small regular file: a pipe would wait, a device never end."""
+    if not path.exists():
+        raise FileNotFoundError("no such file")
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        content = file.read(MOST_RECORD + 1)
+    if len(content) > MOST_RECORD:
+        raise ValueError(f"more than {MOST_RECORD >> 20} MiB")
+    return content.decode("utf-8")
 
 
 def file_names(bundle: Bundle) -> set[str]:
@@ -97,9 +112,9 @@ def read_bundle(folder: Path) -> Bundle:
     """
     path = folder / RECORD
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder} is no adapter bundle: {RECORD} cannot be read ({type(error).__name__})") from error
+        text = _text(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} is no adapter bundle: {RECORD} cannot be read ({one_line(error)})") from error
     bundle = Bundle.from_json(text, str(path))
     if strangers := sorted(bundle.files.keys() ^ file_names(bundle)):
         fault = "does not name the file" if strangers[0] in file_names(bundle) else "names the file"
@@ -154,7 +169,7 @@ def _check_peft(network: PeftModel, folder: Path) -> None:
     """PEFT's own config of the adapter must be that of ``network``: it is what other readers go by."""
     wanted: dict[str, Any] = network.peft_config["default"].to_dict()
     try:
-        found = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8"))
+        found = json.loads(_text(folder / _PEFT_CONFIG))
         found["target_modules"] = set(found["target_modules"])
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise ModelError(f"{_PEFT_CONFIG} cannot be read: {one_line(error)}") from error

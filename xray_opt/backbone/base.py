@@ -79,7 +79,7 @@ def read_base(path: Path) -> Base:
     Raises:
         ModelError: missing, unreadable, changed since it was saved, another architecture, or not finite.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"no base weights at {path}; give a .safetensors or .pth file of EfficientNetV2-S")
     header = _header(path) if path.suffix == ".safetensors" else {}
     # What has no suffix might be called "imagenet".

@@ -7,6 +7,7 @@ Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weight
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import stat
@@ -16,13 +17,15 @@ from types import FrameType
 import click
 
 from xray_opt import __version__
-from xray_opt.errors import XrayError
+from xray_opt.errors import XrayError, printable
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
 COMMANDS = {
     "tune": "tune",
     "train": "tune",
     "compare": "compare",
+    "confirm": "confirm",
+    "finalize": "evidence",
     "evaluate": "models",
     "predict": "models",
     "promote": "models",
@@ -104,6 +107,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         group.main(standalone_mode=False)
     except XrayError as error:
@@ -112,7 +118,7 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        fail(" ".join(error.format_message().split()), error.exit_code)
+        fail(printable(" ".join(error.format_message().split())), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; run the same command again to go on", 130)
     except BrokenPipeError:

@@ -10,6 +10,7 @@ import click
 from xray_opt.cli.options import as_json
 from xray_opt.cli.output import print_json, print_table
 from xray_opt.cli.progress import Progress
+from xray_opt.errors import printable
 
 if TYPE_CHECKING:
     from xray_opt.config import DataConfig
@@ -63,7 +64,7 @@ def prepare(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json: bool
         print_json(_summary(manifest) | {"manifest": str(path), "leaks": 0})
         return
     _print_summary(manifest)
-    click.echo(f"leaks across splits: 0\nmanifest: {path}\nnext: xray-opt data audit {root} · xray-opt tune")
+    click.echo(f"leaks across splits: 0\nmanifest: {path}\nnext: xray-opt data audit {printable(root)} · xray-opt tune")
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
     splits = {}
     for split in ("train", "val", "test"):
-        films = manifest.of(split)
+        films = [film for film in manifest.films if film.split == split]
         classes = Counter(LABELS[film.label] for film in films)
         splits[split] = {"films": len(films), "groups": len({film.group for film in films}), **classes}
     return {
@@ -104,7 +105,7 @@ def _print_summary(manifest: Manifest) -> None:
     for reason, count in summary["left_out"].items():
         click.echo(f"left out: {count} ({reason})")
     for names in summary["joined_by_identical_files"]:
-        click.echo(f"one patient group, as these files are identical: {', '.join(names)}")
+        click.echo(f"one patient group, as these files are identical: {printable(', '.join(names))}")
     rows = []
     for split, facts in summary["splits"].items():
         share = f"{100 * facts.get('PNEUMONIA', 0) / max(facts['films'], 1):.1f} %"

@@ -11,15 +11,21 @@ from typing import Any
 import click
 
 from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
-from xray_opt.cli.output import print_json, print_table
+from xray_opt.cli.output import print_json, print_level_table, print_table
 
 CHAMPION = "models:/xray-pneumonia@champion"
-_model = click.option("--model", default=CHAMPION, show_default=True, help="MLflow model URI, or runs:/RUN_ID.")
-_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:N, mps or cpu.")
+model_option = click.option("--model", default=CHAMPION, show_default=True, help="MLflow model URI, or runs:/RUN_ID.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:N, mps or cpu.")
+sensitivity_option = click.option(
+    "--sensitivity",
+    type=click.FloatRange(0.5, 1.0),
+    metavar="S",
+    help="Threshold that found this share of pneumonia on validation; default: that of best F1.",
+)
 
 
 @click.command()
-@_model
+@model_option
 @click.option(
     "--split",
     type=click.Choice(["val", "train", "test", "all"]),
@@ -29,7 +35,8 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 )
 @click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
 @click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
-@_device
+@sensitivity_option
+@device_option
 @of_study
 @storage_option
 @tracking_option
@@ -39,6 +46,7 @@ def evaluate(
     split: str,
     data: str | None,
     why: str | None,
+    sensitivity: float | None,
     device: str,
     study_name: str | None,
     storage: str | None,
@@ -51,7 +59,7 @@ def evaluate(
     from xray_opt.scoring import evaluate as score
 
     place = find_place(Workspace.here(), study_name, storage, uri)
-    result = score(model, split, Workspace.here(), data, why, device, place)
+    result = score(model, split, Workspace.here(), data, why, device, place, sensitivity)
     if as_json:
         print_json(asdict(result))
         return
@@ -66,12 +74,15 @@ def evaluate(
         for threshold, s in ((0.5, result.at_half), (result.threshold, result.at_threshold))
     ]
     print_table(["", "F1", "AUC", "accuracy", "precision", "recall"], rows)
+    click.echo(f"at threshold {result.threshold:.4f}, fixed on validation, with 95 % intervals over patients:")
+    print_level_table(result.image, result.patient)
 
 
 @click.command()
 @click.argument("films", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_model
-@_device
+@model_option
+@sensitivity_option
+@device_option
 @of_study
 @tracking_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
@@ -79,13 +90,14 @@ def evaluate(
 def predict(
     films: tuple[Path, ...],
     model: str,
+    sensitivity: float | None,
     device: str,
     study_name: str | None,
     uri: str | None,
     as_csv: bool,
     as_json: bool,
 ) -> None:
-    """Probability of pneumonia for films or folders of films. Not for clinical use.
+    """Calibrated probability of pneumonia for films or folders of films. Not for clinical use.
 
     A film that cannot be read is listed with its reason on stderr and the exit code is 3; the others are answered.
     """
@@ -95,7 +107,7 @@ def predict(
     from xray_opt.scoring import predict as answer
 
     place = find_place(Workspace.here(), study_name, uri=uri)
-    rows, refused = answer(films, model, Workspace.here(), device, place)
+    rows, refused = answer(films, model, Workspace.here(), device, place, sensitivity)
     if as_json:
         print_json([asdict(row) for row in rows])
     elif as_csv:

@@ -7,9 +7,15 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from xray_opt.errors import printable
+
+if TYPE_CHECKING:
+    from xray_opt.intervals import Gain, Interval
+    from xray_opt.scoring import Level
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
@@ -27,6 +33,31 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     Console(width=width, soft_wrap=False, highlight=False, markup=False).print(table)
 
 
+def between(one: Interval | Gain) -> list[object]:
+    """Cells of a score or gain and its 95 % interval, ``-`` where that is not to be had."""
+    ends = None if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
+    return [one.value, ends]
+
+
+def print_level_table(image: Level, patient: Level) -> None:
+    """Scores of films and patients with their intervals, why some are missing, and the confusion matrices."""
+    rows = [
+        [name, *between(one), *(between(patient.scores[name]) if name in patient.scores else ["", ""])]
+        for name, one in image.scores.items()
+    ]
+    heads = [f"{image.cases} films", "95 %", f"{patient.cases} patients", "95 %"]
+    print_table(["", *heads], rows)
+    reasons = {one.why for level in (image, patient) for one in level.scores.values() if one.why}
+    for reason in sorted(reasons):
+        click.echo(f"no interval: {reason}")
+    for what, level in (("films", image), ("patients", patient)):
+        calls = (
+            f"{level.confusion[f'true_{call}']} true and {level.confusion[f'false_{call}']} false {call}"
+            for call in ("positive", "negative")
+        )
+        click.echo(f"{what}: {', '.join(calls)}")
+
+
 def short_names(names: Iterable[str]) -> list[str]:
     """Heads for dotted names: the last part, the whole name where two would share it, ``lr`` for the learning rate."""
     last = {name: "lr" if name == "optimizer.learning_rate" else name.split(".")[-1] for name in names}
@@ -42,7 +73,7 @@ def cell(value: object) -> str:
         return str(int(value))
     if isinstance(value, float):
         return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
-    return str(value)
+    return printable(str(value))
 
 
 def print_json(value: Any) -> None:

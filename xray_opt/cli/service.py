@@ -44,8 +44,9 @@ class Waiting:
     "--profile", "profiles", multiple=True, type=click.Choice(["worker", "s3", "backup"]), help="What else to start."
 )
 @click.option("--workers", type=click.IntRange(min=0), help="How many worker containers (adds the profile worker).")
+@click.option("--gpu", is_flag=True, help="A worker with the GPUs of XRAY_OPT_GPUS (adds the profile worker).")
 @click.option("--build", is_flag=True, help="Build the images anew, even where they are there.")
-def up(profiles: tuple[str, ...], workers: int | None, build: bool) -> None:
+def up(profiles: tuple[str, ...], workers: int | None, gpu: bool, build: bool) -> None:
     """Start MLflow, optuna-dashboard and PostgreSQL in containers and wait until they are healthy.
 
     Makes .env with all passwords at the first start; every command that runs in this folder then uses the service.
@@ -57,9 +58,9 @@ def up(profiles: tuple[str, ...], workers: int | None, build: bool) -> None:
 
     workspace, waiting = Workspace.here(), Waiting()
     fresh = not environment_path(workspace).exists()
-    wanted = tuple(dict.fromkeys((*profiles, *(("worker",) if workers is not None else ()))))
+    wanted = tuple(dict.fromkeys((*profiles, *(("worker",) if gpu or workers is not None else ()))))
     try:
-        compose = start(workspace, wanted, build, workers, waiting)
+        compose = start(workspace, wanted, build, workers, waiting, gpu)
     finally:
         waiting.end()
     path, values = environment_path(workspace), compose.values

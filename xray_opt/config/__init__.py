@@ -1,7 +1,7 @@
 """Frozen settings, their dotted names, YAML, study files, and where a workspace keeps things."""
 
 from xray_opt.config.dotted import as_text, flatten, merge, override, parse_assignments
-from xray_opt.config.environment_file import load_environment, redacted
+from xray_opt.config.environment_file import load_environment, login_for, redacted
 from xray_opt.config.settings import (
     AugmentConfig,
     Config,
@@ -41,6 +41,7 @@ __all__ = [
     "flatten",
     "load_environment",
     "load_study",
+    "login_for",
     "merge",
     "override",
     "parse_assignments",

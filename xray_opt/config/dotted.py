@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -14,22 +15,36 @@ from typing import Any
 import yaml
 
 from xray_opt.config.settings import Config
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, brief, one_line, shortened
+
+#: Names that one mapping may have with what it merges, and bytes of a file.
+_MOST_MERGED, _MOST_BYTES = 1000, 1 << 18
+#: What PyYAML raises on documents that are none, beside its own errors: on ``!!int ""``, ``!!bool maybe``, a date in
+#: the year 0, a thousand brackets.
+_YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 Scalar = str | int | float | bool | None
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-5`` as a number (PyYAML follows YAML 1.1 and makes it a string) and refuses
-    a key that stands twice in one mapping (PyYAML silently keeps the last)."""
+    """SafeLoader that reads ``1e-5`` as a number (PyYAML follows YAML 1.1 and makes it a string), refuses a key that
+    stands twice in one mapping (PyYAML silently keeps the last), and merges (``<<``) that grow without end."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be plain text (line {key_node.start_mark.line + 1})")
             if key_node.value in seen:
-                raise yaml.YAMLError(f"the key {key_node.value!r} stands twice (line {key_node.start_mark.line + 1})")
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {brief(key_node.value)} stands twice (line {line})")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_MERGED:
+            raise yaml.YAMLError(f"more than {_MOST_MERGED} names in one mapping (line {node.start_mark.line + 1})")
 
 
 _Loader.add_implicit_resolver(
@@ -41,17 +56,21 @@ def read_yaml(text: str, where: str) -> Any:
     """Parse one YAML document; errors become one line that names ``where``."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
+    except _YAML_FAULTS as error:
+        line = one_line(error) if isinstance(error, (yaml.YAMLError, ValueError)) else "a value that cannot be read"
         raise ConfigError(f"{where} is not valid YAML: {line}") from error
 
 
 def read_text(path: Path) -> str:
     """Text of a small UTF-8 file, or one line that says why not."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) <= _MOST_BYTES:
+            return content.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {one_line(error)}") from error
+    raise ConfigError(f"cannot read {path}: more than {_MOST_BYTES >> 10} KiB are no settings")
 
 
 def flatten(config: Config) -> dict[str, Scalar]:
@@ -80,7 +99,7 @@ def field_type(name: str) -> Any:
         return hints[leaf]
     close = difflib.get_close_matches(name, flatten(Config()), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"unknown setting {name!r}{hint}")
+    raise ConfigError(f"unknown setting {brief(name)}{hint}")
 
 
 def _accepts(kind: type, value: object) -> bool:
@@ -97,9 +116,18 @@ def checked(name: str, value: object) -> Scalar:
     kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
     for kind in kinds:
         if _accepts(kind, value):
-            return float(value) if kind is float else value  # type: ignore[arg-type, return-value]
+            return _number(name, kind, value) if kind in (int, float) else value  # type: ignore[return-value]
     wants = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ConfigError(f"{name} must be {wants}, not {value!r}")
+    raise ConfigError(f"{name} must be {wants}, not {brief(value)}")
+
+
+def _number(name: str, kind: type, value: Any) -> int | float:
+    """A number as others can keep it: finite, and a whole one in 64 bits."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError(f"{name} must be a number of at most 64 bits, not {brief(value)}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value}")
+    return float(value) if kind is float else int(value)
 
 
 def override(config: Config, values: Mapping[str, object]) -> Config:
@@ -140,6 +168,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Scalar]:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set takes name=value, for example lora.rank=8, not {text!r}")
-        values[name.strip()] = checked(name.strip(), read_yaml(value, f"--set {name.strip()}"))
+            raise ConfigError(f"--set takes name=value, for example lora.rank=8, not {brief(text)}")
+        values[name.strip()] = checked(name.strip(), read_yaml(value, f"--set {shortened(name.strip())}"))
     return values

@@ -2,11 +2,13 @@
 
 Docker Compose reads the same file, so it is read here as Compose reads it: comments, quotes, ``export``, and
 ``${NAME}``, ``${NAME:-default}``, ``$NAME`` outside single quotes. Variables that are set already win. Only what a
-client needs is taken: the server's own secrets stay in the file.
+client needs is taken: the server's own secrets stay in the file. The login is sent to the server that the file names,
+and to no other.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,20 +25,26 @@ LEFT = ("MLFLOW_AUTH_", "MLFLOW_FLASK_", "MLFLOW_SERVER_", "MLFLOW_BACKEND_", "X
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET")
 #: Shorter secrets than this are not looked for in texts: they would tear words apart.
 LEAST_SECRET = 4
+#: Whatever else begins so (login, token, certificates) belongs to the server that this variable names.
+_SERVER, _OF_SERVER = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"
+#: Characters of a file, and of one value with its variables filled in.
+MOST = 1 << 16
 _VARIABLE = re.compile(r"\\\$|\$\$|\$\{([A-Za-z_]\w*)(?:(:?)-([^}]*))?\}|\$([A-Za-z_]\w*)|\$")
 
-#: What this process took from a file, to be forgotten when another workspace's file is read.
+#: What this process took from a file, to be forgotten when another workspace's file is read, and the file's server.
 _from_file: dict[str, str] = {}
+_servers: list[str] = []
 _warned: set[Path] = set()
 
 
 def load_environment(workspace: Workspace, say: Callable[[str], None] = lambda line: None) -> None:
     """Set the variables of the workspace's ``.env`` that are not set yet; without such a file, none.
 
-    What an earlier call took from another workspace's file is forgotten first.
+    What an earlier call took from another workspace's file is forgotten first. Where ``MLFLOW_TRACKING_URI`` is set to
+    another server than the file's, the file's login is not set: see :func:`login_for`.
 
     Args:
-        say: told once a process and file that others may read a password in it.
+        say: told once a process and file that others may read a password in it, or that its login is not used.
 
     Raises:
         ConfigError: the file cannot be read; the line names its place, never what stands there.
@@ -45,6 +53,7 @@ def load_environment(workspace: Workspace, say: Callable[[str], None] = lambda l
         if os.environ.get(name) == value:
             del os.environ[name]
     _from_file.clear()
+    _servers.clear()
     path = workspace.root / ".env"
     if not os.path.lexists(path) or path.is_dir():  # a virtual environment may be called so
         return
@@ -54,9 +63,35 @@ def load_environment(workspace: Workspace, say: Callable[[str], None] = lambda l
             # A certificate beside the file is meant wherever the command is called from.
             whole = str(workspace.root / value) if name.endswith("_CERT_PATH") and value else value
             os.environ[name] = _from_file[name] = whole
-    if path.stat().st_mode & 0o077 and any(_secrets(values)) and path not in _warned:
+    _servers.append(values.get(_SERVER, ""))
+    set_elsewhere = os.environ.get(_SERVER, "")
+    unused = not login_for(set_elsewhere) and bool(set_elsewhere)
+    if path in _warned:
+        return
+    if unused:
+        _warned.add(path)
+        say(f"the MLflow login in {path} is not used: MLFLOW_TRACKING_URI is set to another server than there")
+    if path.stat().st_mode & 0o077 and any(_secrets(values)):
         _warned.add(path)
         say(f"{path} holds a password and others may read it: chmod 600 {path}")
+
+
+def login_for(uri: str) -> bool:
+    """Let MLflow's login of ``.env`` (it reads variables at each request) apply to the server ``.env`` names alone.
+
+    What was set otherwise than by the file stays. Who connects calls this, as an option or a study may name a server.
+
+    Returns:
+        False where the file has a login that is kept from ``uri``.
+    """
+    own = bool(uri) and uri.rstrip("/") in {server.rstrip("/") for server in _servers}
+    login = {name: v for name, v in _from_file.items() if name.startswith(_OF_SERVER) and name != _SERVER}
+    for name, value in login.items():
+        if own:
+            os.environ.setdefault(name, value)
+        elif os.environ.get(name) == value:
+            del os.environ[name]
+    return own or not login
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -70,11 +105,13 @@ def read_environment(path: Path) -> dict[str, str]:
     values: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8") as file:
-            bindings = list(parse_stream(file))
+            text = file.read(MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"cannot read {path}: {reason}; mend it, or move it away") from error
-    for binding in bindings:
+    if len(text) > MOST:
+        raise ConfigError(f"cannot read {path}: it is longer than {MOST} characters; mend it, or move it away")
+    for binding in parse_stream(io.StringIO(text)):
         text = binding.original.string
         line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
         if binding.error or "\0" in text:
@@ -105,7 +142,10 @@ def _filled(value: str, known: Mapping[str, str], where: str) -> str:
         found = os.environ.get(name, known.get(name))
         return (default or "") if found is None or (colon and not found) else found
 
-    return _VARIABLE.sub(one, value)
+    filled = _VARIABLE.sub(one, value)
+    if len(filled) > MOST:  # lines that fill in each other grow by the power
+        raise ConfigError(f"cannot read {where}: its value is longer than {MOST} characters")
+    return filled
 
 
 def _is_taken(name: str) -> bool:

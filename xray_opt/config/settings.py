@@ -6,16 +6,17 @@ MLflow's params. A new hyper-parameter is a field here, its use in its room, and
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, brief
 
 STAGES = ("early", "late", "all")
 
 
 def _require(holds: bool, name: str, wants: str, value: object) -> None:
     if not holds:
-        raise ConfigError(f"{name} must be {wants}, not {value!r}")
+        raise ConfigError(f"{name} must be {wants}, not {brief(value)}")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -208,8 +209,8 @@ class TrainingConfig:
         _require(micro is None or 1 <= micro <= self.batch_size, "training.micro_batch", "1 to batch_size", micro)
         patience = self.early_stopping_patience
         _require(patience >= 1, "training.early_stopping_patience", "at least 1", patience)
-        known = self.device in ("auto", "cuda", "mps", "cpu") or self.device.removeprefix("cuda:").isdigit()
-        _require(known, "training.device", "auto, cuda, cuda:N, mps or cpu", self.device)
+        known = re.fullmatch(r"auto|cuda|mps|cpu|cuda:[0-9]{1,4}", self.device)
+        _require(bool(known), "training.device", "auto, cuda, cuda:N, mps or cpu", self.device)
         _one_of("training.precision", self.precision, ("auto", "bf16", "fp32"))
 
 

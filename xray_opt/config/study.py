@@ -10,7 +10,7 @@ from typing import Any
 
 from xray_opt.config.dotted import Scalar, flatten, override
 from xray_opt.config.settings import Config
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, brief
 
 SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp")
 PRUNERS = ("median", "hyperband", "none")
@@ -81,9 +81,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         # The name becomes a folder, an experiment and part of MLflow's filters.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise ConfigError(
-                f"name must be letters, digits, '.', '_' or '-' and start with a letter or digit, not {self.name!r}"
-            )
+            wants = "letters, digits, '.', '_' or '-' and start with a letter or digit"
+            raise ConfigError(f"name must be {wants}, not {brief(self.name)}")
 
     def settings(self, params: dict[str, Scalar]) -> Config:
         """The config of a trial with these params (dotted name → value)."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from xray_opt.config.dotted import Scalar, checked, flatten, mapping, merge, ove
 from xray_opt.config.settings import Config
 from xray_opt.config.study import PRUNERS, SAMPLERS, Parameter, PrunerConfig, SamplerConfig, StudyConfig
 from xray_opt.config.workspace import Workspace
-from xray_opt.errors import ConfigError
+from xray_opt.errors import ConfigError, brief, printable, shortened
+
+#: Beyond this a number of a space is not finite or fits in no 64 bits.
+_MOST_NUMBER = 2.0**63
 
 
 def shipped_studies() -> Path:
@@ -33,10 +37,10 @@ def find_study(name: str, workspace: Workspace) -> Path:
     )
     plain = name in (stem, f"studies/{stem}.yaml")
     for candidate in candidates if plain else candidates[:2]:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False, too, for a name that is too long
             return candidate
     shipped = ", ".join(sorted(path.stem for path in shipped_studies().glob("*.yaml")))
-    raise ConfigError(f"no study file {name!r}; give a path or one of the shipped studies: {shipped}")
+    raise ConfigError(f"no study file {brief(name)}; give a path or one of the shipped studies: {shipped}")
 
 
 def study_files(workspace: Workspace) -> list[Path]:
@@ -50,14 +54,15 @@ def load_study(path: Path) -> StudyConfig:
     Raises:
         ConfigError: one line that names the file, the key and what it should be.
     """
-    where = str(path)
+    where = printable(str(path))
     document = mapping(read_yaml(read_text(path), where), where)
     allowed = {f.name for f in dataclasses.fields(StudyConfig)}
     if unknown := sorted(set(document) - allowed):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; a study file has {', '.join(sorted(allowed))}")
+        raise ConfigError(f"{where}: unknown key {brief(unknown[0])}; a study file has {', '.join(sorted(allowed))}")
     config = merge(Config(), document.get("config"), f"{where}: config")
     space = tuple(
-        _parameter(name, spec, f"{where}: space.{name}") for name, spec in mapping(document.get("space"), where).items()
+        _parameter(name, spec, f"{where}: space.{shortened(name)}")
+        for name, spec in mapping(document.get("space"), where).items()
     )
     _check_conditions(space, config, where)
     name = _text(document.get("name", path.stem), f"{where}: name")
@@ -81,19 +86,19 @@ def load_study(path: Path) -> StudyConfig:
 def _text(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
-    raise ConfigError(f"{where} must be text, not {value!r}")
+    raise ConfigError(f"{where} must be text, not {brief(value)}")
 
 
 def _whole(value: object, where: str, least: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return value
-    raise ConfigError(f"{where} must be a whole number of at least {least}, not {value!r}")
+    raise ConfigError(f"{where} must be a whole number of at least {least}, not {brief(value)}")
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER:
         return value
-    raise ConfigError(f"{where} must be a number, not {value!r}")
+    raise ConfigError(f"{where} must be a finite number, not {brief(value)}")
 
 
 def _section(kind: Any, value: object, where: str, names: tuple[str, ...]) -> Any:
@@ -101,14 +106,14 @@ def _section(kind: Any, value: object, where: str, names: tuple[str, ...]) -> An
     hints = {f.name: f for f in dataclasses.fields(kind)}
     for key, item in given.items():
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}; it has {', '.join(hints)}")
+            raise ConfigError(f"{where}: unknown key {brief(key)}; it has {', '.join(hints)}")
         if isinstance(hints[key].default, bool):
             if not isinstance(item, bool):
-                raise ConfigError(f"{where}.{key} must be true or false, not {item!r}")
+                raise ConfigError(f"{where}.{key} must be true or false, not {brief(item)}")
         elif isinstance(hints[key].default, int):
             _whole(item, f"{where}.{key}", 0)
     if given.get("name", names[0]) not in names:
-        raise ConfigError(f"{where}.name must be one of {', '.join(names)}, not {given['name']!r}")
+        raise ConfigError(f"{where}.name must be one of {', '.join(names)}, not {brief(given['name'])}")
     return kind(**given)
 
 
@@ -117,17 +122,17 @@ def _parameter(name: str, spec: object, where: str) -> Parameter:
         raise ConfigError(f"{where}: {name} may not be searched: films, cache and base weights belong to the study")
     given = dict(mapping(spec, where))
     if unknown := sorted(set(given) - {"type", "low", "high", "log", "step", "choices", "when"}):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; it has type, low, high, log, step, choices, when")
+        raise ConfigError(f"{where}: unknown key {brief(unknown[0])}; it has type, low, high, log, step, choices, when")
     kind = given.get("type")
-    when = {key: checked(key, value) for key, value in mapping(given.get("when"), f"{where}.when").items()}
     try:
+        when = {key: checked(key, value) for key, value in mapping(given.get("when"), f"{where}.when").items()}
         if kind == "categorical":
             return _categorical(name, given, when, where)
         if kind in ("float", "int"):
             return _range(name, kind, given, when, where)
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
-    raise ConfigError(f"{where}.type must be float, int or categorical, not {kind!r}")
+    raise ConfigError(f"{where}.type must be float, int or categorical, not {brief(kind)}")
 
 
 def _categorical(name: str, given: dict[str, Any], when: dict[str, Scalar], where: str) -> Parameter:
@@ -147,7 +152,7 @@ def _range(name: str, kind: str, given: dict[str, Any], when: dict[str, Scalar],
     step = None if given.get("step") is None else _number(given["step"], f"{where}.step")
     log = given.get("log", False)
     if not isinstance(log, bool):
-        raise ConfigError(f"{where}.log must be true or false, not {log!r}")
+        raise ConfigError(f"{where}.log must be true or false, not {brief(log)}")
     if low > high or (log and low <= 0) or (log and step is not None) or (step is not None and step <= 0):
         raise ConfigError(f"{where} needs low <= high, low > 0 with log, and a positive step only without log")
     if kind == "int" and any(isinstance(value, float) for value in (low, high, step)):
@@ -178,7 +183,7 @@ def _known_good(item: object, space: tuple[Parameter, ...], config: Config, wher
     typed = {}
     for name, value in mapping(item, where).items():
         if name not in searched:
-            raise ConfigError(f"{where}: {name} is not in the space")
+            raise ConfigError(f"{where}: {shortened(name)} is not in the space")
         typed[name] = checked(name, value)
         parameter = searched[name]
         inside = (
@@ -187,6 +192,6 @@ def _known_good(item: object, space: tuple[Parameter, ...], config: Config, wher
             else parameter.low <= typed[name] <= parameter.high  # type: ignore[operator]
         )
         if not inside:
-            raise ConfigError(f"{where}: {name}={value!r} lies outside the space")
+            raise ConfigError(f"{where}: {name}={brief(value)} lies outside the space")
     override(config, typed)
     return typed

@@ -8,10 +8,10 @@ from xray_opt.dataset.audit import Audit, audit
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
-from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, remember, resplit, settled
+from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, redrawn, remember, resplit, settled
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
-from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen
+from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen, trivial_models
 
 __all__ = [
     "LABELS",
@@ -26,9 +26,11 @@ __all__ = [
     "kept_manifest",
     "prepare",
     "prepared",
+    "redrawn",
     "remember",
     "resplit",
     "settled",
     "shortcut_screen",
     "to_square",
+    "trivial_models",
 ]

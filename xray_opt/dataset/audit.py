@@ -142,7 +142,7 @@ def audit(manifest: Manifest, screen: bool = True, progress: Progress | None = N
     seen = [sight for sight in sights if isinstance(sight, _Sight)]
     return Audit(
         manifest_sha256=manifest.sha256,
-        balance=tuple(_balance(split, manifest.of(split)) for split in SPLITS),
+        balance=tuple(_balance(split, [film for film in manifest.films if film.split == split]) for split in SPLITS),
         leaks=_leaks(manifest, seen),
         broken=tuple(sight for sight in sights if isinstance(sight, LeftOut)),
         bad_files=tuple(item for item in manifest.left_out if item.bad),
@@ -223,4 +223,4 @@ def _shortcut(manifest: Manifest, seen: Sequence[_Sight]) -> Shortcut:
 
 
 def _named(items: Sequence[LeftOut]) -> str:
-    return f"{len(items)} unusable films: {shown([f'{item.path} ({item.reason})' for item in items], 3)}"
+    return f"{len(items)} unusable films: {shown([f'{item.path} ({item.reason})' for item in items], 3, 200)}"

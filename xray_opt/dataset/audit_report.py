@@ -46,9 +46,9 @@ def _leaks(audit: Audit) -> Iterator[str]:
 def _files(audit: Audit) -> Iterator[str]:
     """Every bad file with its reason, never cut short: the list is what a person works from."""
     yield f"films in a split that cannot be used now: {len(audit.broken)}"
-    yield from (f"  {shown([item.path])}: {item.reason}" for item in audit.broken)
+    yield from (f"  {shown([item.path], room=200)}: {item.reason}" for item in audit.broken)
     yield f"bad files{', left out as asked' if audit.bad_allowed else ''}: {len(audit.bad_files)}"
-    yield from (f"  {shown([item.path])}: {item.reason}" for item in audit.bad_files)
+    yield from (f"  {shown([item.path], room=200)}: {item.reason}" for item in audit.bad_files)
 
 
 def _colour(audit: Audit) -> Iterator[str]:
@@ -66,6 +66,6 @@ def _near_duplicates(audit: Audit) -> Iterator[str]:
 
 
 def _some(texts: Sequence[str], total: int = 0) -> Iterator[str]:
-    yield from (f"  {shown([text])}" for text in texts[:_SHOWN])
+    yield from (f"  {shown([text], room=200)}" for text in texts[:_SHOWN])
     if (more := max(total, len(texts)) - _SHOWN) > 0:
         yield f"  … and {more} more"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xray_opt.dataset.limits import check_size
-from xray_opt.errors import BadFilm, one_line
+from xray_opt.errors import BadFilm, one_line, shortened
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -71,9 +71,9 @@ def _checked(dataset: Dataset) -> str:
         raise BadFilm("DICOM with floating-point pixels" if floats else "DICOM without pixels")
     photometric = str(dataset.get("PhotometricInterpretation", "nothing"))
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise BadFilm(f"odd mode DICOM {photometric}; a film is MONOCHROME1 or MONOCHROME2")
+        raise BadFilm(f"odd mode DICOM {shortened(photometric, 40)}; a film is MONOCHROME1 or MONOCHROME2")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise BadFilm(f"several frames in one file ({dataset.NumberOfFrames})")
+        raise BadFilm(f"several frames in one file ({shortened(str(dataset.NumberOfFrames), 40)})")
     check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0))
     return photometric
 
@@ -85,7 +85,7 @@ def _stored(dataset: Dataset) -> NDArray[Any]:
     except Exception as error:  # pydicom and its plugins raise errors of many kinds
         line = one_line(error, 120)
         if syntax is not None and syntax.is_compressed:
-            raise BadFilm(f"DICOM pixels in {syntax.name} cannot be decoded here: {line}") from error
+            raise BadFilm(f"DICOM pixels in {shortened(syntax.name)} cannot be decoded here: {line}") from error
         raise BadFilm(f"corrupt DICOM pixels: {line}") from error
 
 

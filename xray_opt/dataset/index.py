@@ -73,10 +73,10 @@ def index(source: str | Path) -> Listing:
     Raises:
         DataError: no such source, no known layout, two sets side by side, a class missing, or a fault in the CSV.
     """
-    path = Path(os.path.abspath(Path(source).expanduser()))
-    if path.is_file():
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    if os.path.isfile(path):  # False, too, for a name that is too long
         root, entries = path.parent, read_table(path)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         root = path = _find_layout(path)
         entries = list(_films(root))
     else:

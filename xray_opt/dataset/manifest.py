@@ -14,14 +14,14 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xray_opt.config import DataConfig
 from xray_opt.dataset.records import SPLITS, Film, LeftOut
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, one_line
 
 FORMAT = 1
 _COLUMNS = tuple(f.name for f in dataclasses.fields(Film))
@@ -59,10 +59,22 @@ class Manifest:
         return _digest(sorted((film.sha256, film.label) for film in self.films))
 
     def of(self, split: str) -> tuple[Film, ...]:
-        """Films of ``train``, ``val`` or ``test``, sorted by path."""
+        """Films of ``train`` or ``val``, sorted by path; those of ``test`` are sealed, see :meth:`open_test`."""
+        if split == "test":
+            raise DataError(
+                "the test split is sealed: only xray-opt finalize and evaluate --split test read it, and record that"
+            )
         if split not in SPLITS:
             raise DataError(f"a split is one of {', '.join(SPLITS)}, not {split!r}")
         return tuple(film for film in self.films if film.split == split)
+
+    def open_test(self, record: Callable[[], None]) -> tuple[Film, ...]:
+        """Films of the test split, sorted by path, after ``record`` has written down that and why they are opened.
+
+        What ``record`` raises passes on: no record, no films.
+        """
+        record()
+        return tuple(film for film in self.films if film.split == "test")
 
     def save(self, folder: Path) -> Path:
         """Write the CSV into ``folder`` under a name drawn from source and settings, atomically."""
@@ -103,10 +115,14 @@ class Manifest:
                 raise ValueError("its digest does not match its table")
             films, left_out = _rows(body)
             manifest = cls(head["root"], films, left_out, head["settings"], head["source"], head["fingerprint"])
+            if not all(isinstance(text, str) for text in (manifest.root, manifest.source, manifest.fingerprint)):
+                raise ValueError("a place in its first line is no text")
             if manifest.sha256 != head["sha256"]:
                 raise ValueError("its digest does not match its films")
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise DataError(f"cannot use the manifest {path}: {error}; run xray-opt data prepare again") from error
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+            raise DataError(
+                f"cannot use the manifest {path}: {one_line(error)}; run xray-opt data prepare again"
+            ) from error
         return manifest
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from xray_opt.errors import shortened
+
 #: Class names in the order of their label: 0 is NORMAL, 1 is PNEUMONIA (the positive class).
 LABELS = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("normal", "bacteria", "virus", "unknown")
@@ -51,11 +53,11 @@ def patient_key(patient: str) -> str:
 
 
 def _person(match: re.Match[str]) -> str:
-    return f"person{int(match[1])}"
+    return f"person{match[1].lstrip('0') or '0'}"
 
 
 def _im(match: re.Match[str]) -> str:
-    return f"IM-{int(match[1]):04d}"
+    return f"IM-{match[1].lstrip('0').zfill(4)}"
 
 
 def subtype_of(label: int, name: Name | None) -> str:
@@ -65,7 +67,13 @@ def subtype_of(label: int, name: Name | None) -> str:
     return "unknown" if name is None or name.subtype == "normal" else name.subtype
 
 
-def shown(paths: list[str], most: int = 5) -> str:
-    """The first few paths for a message of one line, whatever bytes the names hold."""
-    safe = [path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n") for path in paths[:most]]
-    return ", ".join(safe) + (", …" if len(paths) > most else "")
+def shown(paths: list[str], most: int = 5, room: int = 125) -> str:
+    """The first few paths for a message of one line, whatever bytes the names hold and however long they are.
+
+    Args:
+        room: characters for all of them; the first is shown in any case. A long one's middle is left out.
+    """
+    safe = [shortened(path.replace("\n", "\\n"), max(100, room // 2)) for path in paths[:most]]
+    while len(safe) > 1 and len(", ".join(safe)) > room:
+        safe.pop()
+    return ", ".join(safe) + (", …" if len(paths) > len(safe) else "")

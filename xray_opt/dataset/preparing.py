@@ -9,14 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from xray_opt.config import DataConfig, Workspace
+from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset.films import Facts, dicom_patient, inspect
 from xray_opt.dataset.index import Listing, index
 from xray_opt.dataset.manifest import Manifest, manifest_name, settings_of, write_atomic
 from xray_opt.dataset.names import GRAMMAR, patient_key, read_name, shown, subtype_of
 from xray_opt.dataset.records import Entry, Film, LeftOut
-from xray_opt.dataset.split import split_films
-from xray_opt.errors import BadFilm, DataError
+from xray_opt.dataset.split import redealt, split_films
+from xray_opt.errors import BadFilm, ConfigError, DataError, one_line
 
 Progress = Callable[[int, int], None]
 
@@ -82,6 +82,16 @@ def resplit(manifest: Manifest, config: DataConfig) -> Manifest:
     return dataclasses.replace(manifest, films=placed, left_out=left_out, settings=settings_of(config))
 
 
+def redrawn(manifest: Manifest, seed: int) -> Manifest:
+    """Train and val of ``manifest`` dealt anew by patient; the sealed test split is not in it at all.
+
+    Raises:
+        DataError: the films cannot be split so.
+    """
+    placed = redealt(manifest.of("train") + manifest.of("val"), seed)
+    return dataclasses.replace(manifest, films=placed, left_out=(), settings=manifest.settings | {"seed": seed})
+
+
 def _saved(path: Path) -> Manifest | None:
     try:
         return Manifest.load(path)
@@ -112,10 +122,11 @@ def settled(config: DataConfig, workspace: Workspace) -> DataConfig:
         raise DataError(f"no data was prepared in {workspace.root}; run xray-opt data prepare FOLDER, or set data.root")
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: note["settings"][name] for name in _untouched(config)}
-        return dataclasses.replace(config, root=str(workspace.root / note["root"]), **known)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot read {path}: {error}; run xray-opt data prepare FOLDER again") from error
+        known = {f"data.{name}": note["settings"][name] for name in _untouched(config)}
+        root = {"data.root": str(workspace.root / note["root"])}
+        return override(Config(data=config), known | root).data
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError) as error:
+        raise DataError(f"cannot read {path}: {one_line(error)}; run xray-opt data prepare FOLDER again") from error
 
 
 def _untouched(config: DataConfig) -> list[str]:
@@ -130,15 +141,15 @@ def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) ->
     fingerprint = listing.fingerprint()  # before reading: what changes meanwhile is seen the next time
     films, bad = _examined(listing, progress)
     if bad and not config.skip_bad:
-        worst = shown([f"{item.path} ({item.reason})" for item in bad])
+        worst = shown([f"{item.path} ({item.reason})" for item in bad], room=200)
         raise DataError(
             f"{len(bad)} of {len(listing.entries)} films in {listing.root} cannot be used: {worst}; "
             "mend them, or leave them out with --skip-bad"
         )
     if nameless := [film.path for film in films if not film.patient]:
         raise DataError(
-            f"{len(nameless)} file names in {listing.root} tell no patient: {shown(nameless)}; they must be {GRAMMAR}, "
-            "or give a CSV path,label,patient in place of the folder"
+            f"{len(nameless)} file names in {listing.root} tell no patient: {shown(nameless)}; name them {GRAMMAR}, "
+            "or give a CSV path,label,patient"
         )
     placed, unplaced = split_films(films, config)
     left_out = tuple(sorted((*bad, *unplaced), key=lambda item: item.path))

@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 #: Side in pixels of the thumbnails that the near-duplicate screen and, halved, this screen look at.
 SIDE = 32
 _FOLDS = 5
+#: The two models that look at no lungs, in the order of ``_models``.
+BASELINES = ("file metadata", "16×16 thumbnail")
 
 
 @dataclass(frozen=True)
@@ -96,22 +98,50 @@ def open_films(manifest: Manifest) -> tuple[Film, ...]:
 
 def screen(films: Sequence[Film], thumbnails: Thumbnails) -> Shortcut:
     """As ``shortcut_screen``, from (N, 32, 32) uint8 thumbnails of N films that are not of the test split."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     labels = np.array([film.label for film in films], dtype=np.int64)
     folds = _folds(films, labels)
     always = scores(labels, np.ones(len(labels))).f1
     if not folds:
         return Shortcut(None, None, None, None, always, len(films), 0)
-    halved = thumbnails.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4)).reshape(len(films), -1)
-    boosting = HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=0)
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    boosting, logistic = _models()
     metadata = _out_of_fold(boosting, _metadata(films), labels, folds)
-    thumbnail = _out_of_fold(logistic, halved, labels, folds)
+    thumbnail = _out_of_fold(logistic, _halved(thumbnails), labels, folds)
     return Shortcut(metadata.auc, thumbnail.auc, metadata.f1, thumbnail.f1, always, len(films), len(folds))
+
+
+def trivial_models(manifest: Manifest, wanted: Sequence[Film]) -> dict[str, NDArray[np.float64]]:
+    """Baseline (``file metadata``, ``16×16 thumbnail``) → (N,) probabilities for N films, fitted to train alone.
+
+    Raises:
+        DataError: a film can no longer be read.
+    """
+    train = manifest.of("train")
+    films = (*train, *wanted)
+    thumbnails = np.array(in_threads(lambda film: _thumbnail(manifest, film), films, None), dtype=np.uint8)
+    labels = np.array([film.label for film in train], dtype=np.int64)
+    found = {}
+    features = (_metadata(films), _halved(thumbnails))
+    for name, model, values in zip(BASELINES, _models(), features, strict=True):
+        model.fit(values[: len(train)], labels)
+        found[name] = np.asarray(model.predict_proba(values[len(train) :])[:, 1], dtype=np.float64)
+    return found
+
+
+def _models() -> tuple[Any, Any]:
+    """Unfitted: gradient boosting for metadata, logistic regression for thumbnails."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    boosting = HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=0)
+    return boosting, make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+
+
+def _halved(thumbnails: Thumbnails) -> NDArray[np.float64]:
+    """(N, 256) of (N, 32, 32)."""
+    halves: NDArray[np.float64] = thumbnails.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
+    return halves.reshape(len(thumbnails), -1)
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None) -> list[Result]:

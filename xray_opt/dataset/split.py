@@ -64,6 +64,17 @@ def split_films(films: Iterable[Film], config: DataConfig) -> tuple[tuple[Film, 
     return tuple(sorted(placed, key=_path)), tuple(sorted(left_out, key=_path))
 
 
+def redealt(films: Iterable[Film], seed: int) -> tuple[Film, ...]:
+    """Films of train and val dealt anew to these two, about as many to each as before.
+
+    Raises:
+        DataError: a split cannot get films of both classes.
+    """
+    films = tuple(films)
+    share = sum(film.split == "train" for film in films) / len(films)
+    return tuple(sorted(_deal(films, {"train": share, "val": 1 - share}, seed), key=_path))
+
+
 def _path(item: Film | LeftOut) -> str:
     return item.path
 

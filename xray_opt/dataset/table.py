@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from xray_opt.dataset.names import LABELS, SUBTYPES, patient_key
 from xray_opt.dataset.records import SPLITS, Entry
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, brief, shortened
 
 _REQUIRED = ("path", "label", "patient")
 _OPTIONAL = ("subtype", "split")
@@ -31,7 +31,7 @@ class _Line:
     def one_of(self, column: str, allowed: tuple[str, ...]) -> str:
         value = self.cells.get(column, "").lower()
         if value and value not in allowed:
-            self.refuse(f"{column} must be one of {', '.join(allowed)}, not {value!r}")
+            self.refuse(f"{column} must be one of {', '.join(allowed)}, not {brief(value)}")
         return value
 
 
@@ -47,7 +47,7 @@ def read_table(path: Path) -> list[Entry]:
     for line in lines:
         entry = _entry(line)
         if entry.path in entries:
-            line.refuse(f"the path {entry.path} stands twice")
+            line.refuse(f"the path {shortened(entry.path)} stands twice")
         entries[entry.path] = entry
     with_split = sum(bool(entry.folder) for entry in entries.values())
     if with_split not in (0, len(entries)):
@@ -88,7 +88,7 @@ def _line(path: Path, number: int, columns: list[str], row: list[str]) -> _Line:
 def _entry(line: _Line) -> Entry:
     label = _LABELS.get(line.cells["label"].lower())
     if label is None:
-        line.refuse(f"label must be NORMAL, PNEUMONIA, 0 or 1, not {line.cells['label']!r}")
+        line.refuse(f"label must be NORMAL, PNEUMONIA, 0 or 1, not {brief(line.cells['label'])}")
     if not line.cells["patient"]:
         line.refuse("the patient is empty; films of one child must share a patient so that they stay in one split")
     subtype = line.one_of("subtype", SUBTYPES)
@@ -103,7 +103,7 @@ def _path(line: _Line) -> str:
         line.refuse("the path is empty")
     path = Path(os.path.normpath(folder / given))
     if not path.is_relative_to(folder):
-        line.refuse(f"{given} lies outside the CSV's folder {folder}; put the CSV above its films")
-    if not path.is_file():
-        line.refuse(f"there is no file {given} in {folder}")
+        line.refuse(f"{shortened(given)} lies outside the CSV's folder {folder}; put the CSV above its films")
+    if not os.path.isfile(path):
+        line.refuse(f"there is no file {shortened(given)} in {folder}")
     return path.relative_to(folder).as_posix()

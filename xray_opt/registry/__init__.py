@@ -8,7 +8,16 @@ from xray_opt.mlflow_client import Connection
 from xray_opt.registry.copying import copies_of_versions, copy_version, key_of, versions_of_runs
 from xray_opt.registry.loading import Loaded, load
 from xray_opt.registry.registration import register
-from xray_opt.registry.versions import Comparison, Version, aliases, champion, promote, version_for_run
+from xray_opt.registry.versions import (
+    Comparison,
+    Version,
+    aliases,
+    attach,
+    champion,
+    promote,
+    tag_versions,
+    version_for_run,
+)
 
 __all__ = [
     "Comparison",
@@ -16,6 +25,7 @@ __all__ = [
     "Loaded",
     "Version",
     "aliases",
+    "attach",
     "champion",
     "copies_of_versions",
     "copy_version",
@@ -23,6 +33,7 @@ __all__ = [
     "load",
     "promote",
     "register",
+    "tag_versions",
     "version_for_run",
     "versions_of_runs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from mlflow.models import Model
 from xray_opt.adapter import Bundle, load_bundle, read_bundle
 from xray_opt.backbone import Base, load_base, read_base
 from xray_opt.config import Config, override
-from xray_opt.errors import TrackingError
+from xray_opt.errors import TrackingError, brief
 from xray_opt.evaluate import Predictor
 from xray_opt.mlflow_client import Connection, speaking
 from xray_opt.registry.versions import Version, aliased, find
@@ -61,9 +62,9 @@ def load(connection: Connection, uri: str, device: torch.device) -> Loaded:
         return _load_version(connection, version, device)
     if match := re.fullmatch(r"runs:/([0-9a-f]{32})(?:/adapter)?/?", uri):
         return _load_run(connection, match[1], device)
-    if Path(uri).is_dir():
+    if os.path.isdir(uri):
         return _load_folder(Path(uri), device)
-    raise TrackingError(f"no model {uri!r}: give {FORMS}")
+    raise TrackingError(f"no model {brief(uri)}: give {FORMS}")
 
 
 def _by_alias(connection: Connection, name: str, alias: str) -> Version:

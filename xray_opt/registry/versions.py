@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import MISSING, Connection, speaking
+from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 #: Version tag with the digest of the split data that a model was validated on.
@@ -109,6 +110,30 @@ def find(connection: Connection, name: str, version: str) -> Version:
             if isinstance(error, MlflowException) and error.error_code != MISSING:
                 raise
             raise TrackingError(f"{name} has no version {version} at {connection.shown}") from error
+
+
+def tag_versions(connection: Connection, run_id: str, tags: Mapping[str, str]) -> list[Version]:
+    """Set tags of every version that was registered from a run; returns them, none where there is none."""
+    with speaking(connection.uri, f"tag the versions of the run {run_id}"):
+        found = [as_version(one) for one in connection.client.search_model_versions(f"run_id = '{run_id}'")]
+        for version in found:
+            for key, value in tags.items():
+                connection.client.set_model_version_tag(version.name, version.version, key, value)
+    return found
+
+
+def attach(connection: Connection, version: Version, path: Path, tags: Mapping[str, str]) -> None:
+    """Put a file beside a version's own files, and tags on the version."""
+    client = connection.client
+    with speaking(connection.uri, f"attach {path.name} to version {version.version} of {version.name}"):
+        # A version names the files of its LoggedModel, not the model itself.
+        place = client.get_model_version(version.name, version.version).source
+        experiment = [client.get_run(version.run_id).info.experiment_id]
+        models = pages(lambda token: client.search_logged_models(experiment, page_token=token))
+        for model_id in [model.model_id for model in models if model.artifact_location == place]:
+            client.log_model_artifact(model_id, str(path))
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, key, value)
 
 
 def settle_alias(connection: Connection, version: Version) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from xray_opt.config import Workspace
 from xray_opt.errors import ServiceError
@@ -20,6 +20,8 @@ from xray_opt.services.environment import environment_path, masked
 OLDEST = (2, 20)
 PROFILES = ("worker", "s3", "backup")
 PROJECT = "xray-opt"
+#: How often containers are listed again where one vanished in between: compose lists them and then looks at each.
+VANISHING = 10
 
 
 def compose_file() -> Path:
@@ -43,17 +45,20 @@ class Compose:
 
     Attributes:
         values: the settings of ``.env``; they win over the shell's, as the databases were made with them.
+        gpu: whether workers get the GPUs, by ``docker-compose.gpu.yml`` beside the file.
     """
 
     workspace: Workspace
     file: Path
     values: Mapping[str, str] = field(repr=False)
     profiles: tuple[str, ...] = ()
+    gpu: bool = False
 
     def command(self, *arguments: str) -> list[str]:
         """The whole command line of ``docker compose ARGUMENTS``."""
         path = environment_path(self.workspace)
         head = ["docker", "compose", "--project-directory", str(self.file.parent), "-f", str(self.file)]
+        head += ["-f", str(self.file.with_name("docker-compose.gpu.yml"))] if self.gpu else []
         head += ["--env-file", str(path)] if path.is_file() else []
         return [*head, *(part for name in self.profiles for part in ("--profile", name)), *arguments]
 
@@ -72,20 +77,21 @@ class Compose:
             raise self.failure(done.stderr + done.stdout, arguments[0])
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start it; its lines go to one pipe."""
+    def start(self, log: IO[str], *arguments: str) -> subprocess.Popen[bytes]:
+        """Start it; what it prints goes to ``log``, a file: a pipe that nobody reads would stop it."""
         return subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            self.command(*arguments), env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
 
     def containers(self) -> list[dict[str, Any]]:
         """Every container of the service, stopped ones as well, as ``docker compose ps`` tells them."""
-        text = self.run("ps", "--all", "--format", "json").stdout.strip()
+        for left in reversed(range(VANISHING)):
+            done = _run(self.command("ps", "--all", "--format", "json"), self.environment())
+            if done.returncode == 0:
+                break
+            if not left or "No such container" not in done.stderr:
+                raise self.failure(done.stderr, "ps")
+        text = done.stdout.strip()
         if text.startswith("["):
             listed: list[dict[str, Any]] = json.loads(text)
             return listed

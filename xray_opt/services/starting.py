@@ -41,13 +41,16 @@ def service(workspace: Workspace, profiles: Sequence[str] = ()) -> Compose:
     return Compose(workspace, file, values, tuple(profiles))
 
 
-def up(workspace: Workspace, profiles: Sequence[str], build: bool, workers: int | None, progress: Say) -> Compose:
+def up(
+    workspace: Workspace, profiles: Sequence[str], build: bool, workers: int | None, progress: Say, gpu: bool = False
+) -> Compose:
     """Start everything and wait until it is healthy; safe to repeat.
 
     Args:
         build: build the images even where they are there.
         workers: how many worker containers; none leaves compose its one.
         progress: told what is waited for, again and again.
+        gpu: workers get the GPUs that ``XRAY_OPT_GPUS`` names.
 
     Raises:
         ServiceError: one line; what runs is left as it is, so that it can be looked at.
@@ -56,7 +59,7 @@ def up(workspace: Workspace, profiles: Sequence[str], build: bool, workers: int 
     require_engine()
     _require_own_volumes(workspace)
     values = ensure_environment(workspace, _s3_settings(workspace) if "s3" in profiles else {})
-    compose = Compose(workspace, file, values, tuple(profiles))
+    compose = Compose(workspace, file, values, tuple(profiles), gpu)
     compose.run("config", "--quiet")
     require_free_ports(compose)
     _build(compose, build, progress)
@@ -169,20 +172,22 @@ def _migrate(compose: Compose, codes: tuple[int, ...]) -> subprocess.CompletedPr
 
 def _start(compose: Compose, scale: Sequence[str], progress: Say) -> None:
     deadline = time.monotonic() + PATIENCE
-    process = compose.start("up", "--detach", "--remove-orphans", *scale)
-    while True:
-        ended = process.poll() is not None  # looked at first: what is not up afterwards was not brought up
-        waiting = unready(compose)
-        if ended and process.returncode:
-            assert process.stderr is not None
-            raise _broken(compose, process.stderr.read())
-        if ended and not waiting:
-            return
-        broken = [name for name, state in waiting.items() if ended and state in ("unhealthy", "exited", "restarting")]
-        if broken or time.monotonic() > deadline:
-            raise _broken(compose, "")
-        progress("waiting for " + (", ".join(f"{name} ({state})" for name, state in waiting.items()) or "containers"))
-        time.sleep(1.0)
+    with tempfile.TemporaryFile("w+") as log:
+        process = compose.start(log, "up", "--detach", "--remove-orphans", *scale)
+        while True:
+            ended = process.poll() is not None  # looked at first: what is not up afterwards was not brought up
+            waiting = unready(compose)
+            if ended and process.returncode:
+                log.seek(0)
+                raise _broken(compose, log.read())
+            if ended and not waiting:
+                return
+            hopeless = ("unhealthy", "exited", "restarting")
+            if time.monotonic() > deadline or (ended and any(state in hopeless for state in waiting.values())):
+                raise _broken(compose, "")
+            states = ", ".join(f"{name} ({state})" for name, state in waiting.items())
+            progress("waiting for " + (states or "containers"))
+            time.sleep(1.0)
 
 
 def unready(compose: Compose) -> dict[str, str]:
@@ -213,7 +218,7 @@ def _broken(compose: Compose, output: str) -> ServiceError:
     return compose.failure(output, "up")
 
 
-def _watch(process: subprocess.Popen[bytes] | subprocess.Popen[str], tell: Callable[[float], None]) -> None:
+def _watch(process: subprocess.Popen[bytes], tell: Callable[[float], None]) -> None:
     begun = time.monotonic()
     while process.poll() is None:
         tell(time.monotonic() - begun)

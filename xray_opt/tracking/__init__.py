@@ -19,7 +19,7 @@ from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
 from xray_opt.tracking.probing import ServerFacts, probe_server, round_trip
 from xray_opt.tracking.ranking import RankedTrial
-from xray_opt.tracking.run import Run, log_run_file, log_run_metrics, tag_run
+from xray_opt.tracking.run import PREDICTIONS, Run, count_opening, log_run_file, log_run_metrics, tag_run
 from xray_opt.tracking.sending import WAITING
 from xray_opt.tracking.store import require_same_store, run_exists, store_note
 from xray_opt.tracking.study import Tracking
@@ -27,6 +27,7 @@ from xray_opt.tracking.unloading import LeftBehind, send_left_behind
 
 __all__ = [
     "MANIFEST",
+    "PREDICTIONS",
     "STORAGE",
     "STUDY_ID",
     "WAITING",
@@ -46,6 +47,7 @@ __all__ = [
     "copies_of_models",
     "copy_model",
     "copy_run",
+    "count_opening",
     "data_tags",
     "delete_run",
     "log_run_file",

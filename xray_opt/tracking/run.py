@@ -21,7 +21,7 @@ from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import DiskFault
 from xray_opt.mlflow_client import Connection, speaking, without_credentials
 from xray_opt.system_metrics import SystemSampler
-from xray_opt.tracking.ending import ending
+from xray_opt.tracking.ending import LONGEST_TAG, ending
 from xray_opt.tracking.environment import environment_tags
 from xray_opt.tracking.experiments import ROLE
 from xray_opt.tracking.outbox import Outbox
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 PLACES = ("data.root", "model.base")
 #: Artifact of a run: the validation films' probabilities.
 PREDICTIONS = "val_predictions.csv"
+#: Tag: how often the test split was opened for a run, or for any run of a study.
+OPENINGS = "xray_opt.test_openings"
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,16 @@ def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
     """Set a tag of any run."""
     with speaking(connection.uri, f"tag the run {run_id}"):
         connection.client.set_tag(run_id, key, value)
+
+
+def count_opening(connection: Connection, run_id: str, line: str) -> None:
+    """Tag a run, and the study's run above it, with an opening of the test split and how many there were by now."""
+    with speaking(connection.uri, f"note the opening of the test split at the run {run_id}"):
+        parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        for one in filter(None, (run_id, parent)):
+            before = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0"))
+            connection.client.set_tag(one, "xray_opt.test_opened", line[:LONGEST_TAG])
+            connection.client.set_tag(one, OPENINGS, str(before + 1))
 
 
 def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from xray_opt.config import Config, as_text, flatten
-from xray_opt.errors import DiskFault, TrainingError
+from xray_opt.errors import DiskFault, TrainingError, shortened
 
 _MAGIC = b"xray-opt checkpoint "
 _HEADER = len(_MAGIC) + 64 + 1
@@ -81,16 +80,22 @@ class Checkpoint:
         """The newest state that is whole, none where there is none.
 
         Raises:
-            TrainingError: it belongs to another training.
+            TrainingError: it belongs to another training, or the file cannot be read or removed.
         """
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
-            state = _read(path)
+            try:
+                state = _read(path)
+                if state is None:
+                    path.unlink()
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot read checkpoint {path}: {error.strerror or error}; mend that, or move it away"
+                ) from error
             if state is not None:
                 self._check(state, path)
                 return state
-            path.unlink()
             self._say(f"checkpoint {path} is damaged and was removed; going back to the one before it, if any")
         return None
 
@@ -98,9 +103,10 @@ class Checkpoint:
         stored: dict[str, str] = state["identity"]
         if differing := [name for name in self.identity | stored if self.identity.get(name) != stored.get(name)]:
             name = differing[0]
+            old, new = (shortened(str(values.get(name)), 70) for values in (stored, self.identity))
             raise TrainingError(
-                f"checkpoint {path} belongs to another training: {name} was {stored.get(name)}, now "
-                f"{self.identity.get(name)}; remove the file or go back to the old setting"
+                f"checkpoint {path} belongs to another training: {shortened(name)} was {old}, now {new}; remove the "
+                "file or go back to the old setting"
             )
 
 
@@ -123,6 +129,8 @@ def _read(path: Path) -> State | None:
         return None
     try:
         state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # on bytes that are no checkpoint torch raises errors of nearly every kind
         return None
-    return state
+    identity = state.get("identity") if isinstance(state, dict) else None
+    plain = isinstance(identity, dict) and all(isinstance(text, str) for pair in identity.items() for text in pair)
+    return state if plain else None

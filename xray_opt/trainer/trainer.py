@@ -21,9 +21,9 @@ from xray_opt.adapter import attach, restore, set_mode, trainable_state
 from xray_opt.augment import Augment
 from xray_opt.backbone import Base, resolve_device, resolve_precision
 from xray_opt.cache import Images
+from xray_opt.calibration import probability
 from xray_opt.config import Config, OptimizerConfig
-from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
-from xray_opt.evaluate import probability
+from xray_opt.errors import ConfigError, ModelError, NotFinite, OutOfMemory, TrainingError, one_line
 from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
@@ -213,7 +213,14 @@ class Trainer:
         own = identity(self.config, base.sha256, self._images.manifest.sha256, self._images.side)
         checkpoint = Checkpoint(path, own, say)
         if (state := checkpoint.load()) is not None:
-            self._resume(state)
+            try:
+                self._resume(state)
+            except torch.OutOfMemoryError:  # says nothing of the file
+                raise
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
+                raise TrainingError(
+                    f"checkpoint {path} cannot be resumed from ({one_line(error)}); remove the file to start anew"
+                ) from error
             say(f"resuming behind epoch {len(self.history)} of {path}")
         return checkpoint
 

@@ -1,0 +1,252 @@
+"""Confirmation: what retrainings say of settings, by numbers; and the whole of it on a study with a lucky trial."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Place, make_place
+from scipy.stats import t as student
+
+from xray_opt.config import TrackingConfig
+from xray_opt.confirm import Retrained, judge
+from xray_opt.confirm.judging import Candidate
+from xray_opt.intervals import Patients
+from xray_opt.mlflow_client import connect
+from xray_opt.phantom import make_phantoms
+from xray_opt.tuning import read_study
+
+#: A loss that weighs pneumonia learns to call it, one that hardly weighs it never does: a good and a bad setting that
+#: one epoch tells apart. Enough validation patients for an interval.
+LUCKY = """
+name: lucky
+config:
+  data: {train_fraction: 0.3, val_fraction: 0.6, test_fraction: 0.1, train_films: 24}
+  image: {size: 32}
+  model: {base: random, batch_norm: train}
+  lora: {rank: 4, stages: late}
+  optimizer: {learning_rate: 3.0e-3}
+  training: {epochs: 1, batch_size: 8, device: cpu}
+  tracking: {system_interval: 0.0}
+space:
+  loss.alpha: {type: float, low: 0.01, high: 0.95}
+pruner: {name: none}
+enqueue:
+  - {loss.alpha: 0.9}
+  - {loss.alpha: 0.02}
+"""
+
+
+def predictions(rng, labels, skill):
+    """Which films are called pneumonia by a model that is right with this chance."""
+    return np.where(rng.random(len(labels)) < skill, labels == 1, labels != 1)
+
+
+def f1(labels, called):
+    return float(2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum()))
+
+
+def candidate(rng, trial, labels, skill, seeds=4, search=None, **more):
+    runs = tuple(
+        Retrained(f"run-{trial}-{n}", f1(labels, called), called)
+        for n, called in enumerate(predictions(rng, labels, skill) for _ in range(seeds))
+    )
+    seen = f1(labels, predictions(rng, labels, skill)) if search is None else search
+    return Candidate(trial, {"lora.rank": trial}, seen, runs, **more)
+
+
+@pytest.fixture
+def films():
+    rng = np.random.default_rng(0)
+    return rng, (rng.random(300) < 0.7).astype(int), Patients([f"p{n // 2}" for n in range(300)])
+
+
+def test_a_lucky_trial_is_not_chosen(films):
+    rng, labels, patients = films
+    lucky, good = candidate(rng, 7, labels, 0.80, search=0.99), candidate(rng, 3, labels, 0.93)
+    verdict = judge("s", [lucky, good], labels, patients)
+    assert (verdict.winner, verdict.runner_up) == (3, 7)
+    found = verdict.of(7)
+    assert found.gap.low < found.gap.value < found.gap.high
+    assert found.gap.low > 0.05, "the search promised what no seed keeps"
+    assert verdict.of(3).gap.low < 0.03
+    assert verdict.lead.low > 0
+    assert verdict.lead.p < 0.01
+
+
+def test_the_search_score_plays_no_part_in_the_choice(films):
+    _, labels, patients = films
+    verdicts = []
+    for search in (0.1, 0.999):
+        rng = np.random.default_rng(5)
+        pair = [candidate(rng, 0, labels, 0.9, search=search), candidate(rng, 1, labels, 0.85, search=0.9)]
+        verdicts.append(judge("s", pair, labels, patients))
+    assert verdicts[0].winner == verdicts[1].winner == 0
+    assert verdicts[0].lead == verdicts[1].lead
+
+
+def test_among_many_the_search_picks_luck_and_confirmation_picks_skill():
+    """Ten settings, one better; the search's best is often another one, its score too high on the average."""
+    rng = np.random.default_rng(1)
+    labels, patients = (rng.random(200) < 0.7).astype(int), Patients([str(n) for n in range(200)])
+    by_search, by_confirmation, gaps = 0, 0, []
+    for _ in range(25):
+        some = [candidate(rng, n, labels, 0.93 if n == 4 else 0.90, seeds=6) for n in range(10)]
+        verdict = judge("s", some, labels, patients)
+        luckiest = max(some, key=lambda one: one.search)
+        by_search += luckiest.trial == 4
+        by_confirmation += verdict.winner == 4
+        gaps.append(verdict.of(luckiest.trial).gap.value)
+    assert by_confirmation > by_search
+    assert by_confirmation >= 20
+    assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps)), "the winner's curse"
+
+
+def test_equal_settings_are_rarely_told_apart():
+    rng = np.random.default_rng(2)
+    labels, patients = (rng.random(200) < 0.7).astype(int), Patients([str(n) for n in range(200)])
+    alarms = sum(
+        judge("s", [candidate(rng, n, labels, 0.9) for n in (0, 1)], labels, patients).lead.p < 0.05 for _ in range(60)
+    )
+    assert alarms <= 8
+
+
+def test_the_interval_adds_patients_and_seeds(films):
+    rng, labels, patients = films
+    one = candidate(rng, 0, labels, 0.9, seeds=5)
+    same = Candidate(1, {}, 0.9, (one.seeds[0],) * 5)
+    found, without = (judge("s", [x], labels, patients).settings[0] for x in (one, same))
+    assert without.confirmed.value == pytest.approx(one.seeds[0].f1)
+    assert without.gap.low is None, "seeds that agree wholly have no spread"
+    spread = [run.f1 for run in one.seeds]
+    assert found.confirmed.value == pytest.approx(np.mean(spread))
+    half = student.ppf(0.975, 4) * np.std(spread, ddof=1) / np.sqrt(5)
+    assert found.gap.high - found.gap.value == pytest.approx(half)
+    assert found.confirmed.low < found.confirmed.value < found.confirmed.high < 1
+
+
+def test_resplit_intervals_are_wider_than_those_of_independent_runs(films):
+    rng, labels, patients = films
+    splits = tuple(Retrained(f"s{n}", value) for n, value in enumerate([0.90, 0.88, 0.93, 0.86]))
+    one = candidate(rng, 0, labels, 0.95, splits=splits)
+    found = judge("s", [one], labels, patients, films=(800, 100)).settings[0]
+    spread = np.std([run.f1 for run in splits], ddof=1)
+    half = student.ppf(0.975, 3) * spread * np.sqrt(1 / 4 + 1 / 8)
+    assert found.resplit.high - found.resplit.value == pytest.approx(half)
+    assert found.lower == min(found.confirmed.low, found.resplit.low)
+    alike = candidate(rng, 0, labels, 0.95, splits=(Retrained("a", 0.8), Retrained("b", 0.8)))
+    assert judge("s", [alike], labels, patients).settings[0].lower == 0.8
+
+
+def test_a_setting_that_failed_or_has_too_few_patients_counts_for_nothing(films):
+    rng, labels, patients = films
+    broken = candidate(rng, 0, labels, 0.99, failed="seed-2 gave no result: nan")
+    sound = candidate(rng, 1, labels, 0.9)
+    verdict = judge("s", [broken, sound], labels, patients)
+    assert (verdict.winner, verdict.runner_up, verdict.lead) == (1, None, None)
+    few = judge("s", [sound], labels, Patients(["p"] * 300))
+    assert (few.winner, few.settings[0].lower) == (None, None)
+    assert "too few patients" in few.settings[0].confirmed.why
+
+
+def test_the_median_seed_stands_for_the_setting(films):
+    _, labels, patients = films
+    called = labels == 1
+    runs = tuple(Retrained(f"r{value}", value, called) for value in (0.9, 0.7, 0.95, 0.8))
+    assert judge("s", [Candidate(0, {}, 0.9, runs)], labels, patients).settings[0].run == "r0.8"
+
+
+@pytest.fixture(scope="module")
+def lucky(tmp_path_factory) -> Place:
+    """A finished study in which a setting that learns nothing got the best score by luck: its stored one."""
+    place = make_place(tmp_path_factory.mktemp("lucky") / "own")
+    make_phantoms(place.workspace.root / "more", 90, 3)
+    (place.workspace.studies / "lucky.yaml").write_text(LUCKY)
+    done = place.run("tune", "--study", "lucky", "--data", "more", "--trials", "2")
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(place.workspace.study_database) as database:
+        # What a lucky seed and lucky films may give once, and no retraining again.
+        database.execute(
+            "UPDATE trial_values SET value = 0.999 WHERE trial_id = (SELECT t.trial_id FROM trials t "
+            "JOIN studies s ON s.study_id = t.study_id WHERE s.study_name = 'lucky' AND t.number = 1)"
+        )
+    assert read_study("lucky", place.workspace).best.number == 1
+    return place
+
+
+@pytest.fixture(scope="module")
+def confirmed(lucky) -> dict:
+    return lucky.json("confirm", "--study", "lucky", "--data", "more", "--top", "2", "--seeds", "2")
+
+
+def retrainings(place):
+    record = read_study("lucky", place.workspace)
+    client = connect(TrackingConfig(), place.workspace).client
+    parent = record.notes["mlflow_parent"]
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return [run for run in runs if "xray_opt.confirms" in run.data.tags]
+
+
+def test_the_planted_lucky_trial_is_not_chosen(confirmed):
+    lucky, good = confirmed["settings"]
+    assert (lucky["trial"], lucky["search"], good["trial"]) == (1, 0.999, 0)
+    assert confirmed["winner"] == 0
+    assert lucky["gap"]["value"] > 0.05
+    assert lucky["confirmed"]["value"] < good["confirmed"]["value"]
+    assert good["lower"] == good["confirmed"]["low"] > (lucky["lower"] or 0.0)
+
+
+def test_retrainings_are_runs_below_the_study_with_seeds_of_their_own(lucky, confirmed):
+    runs = retrainings(lucky)
+    named = sorted((run.data.tags["xray_opt.confirms"], run.data.tags["xray_opt.confirmation"]) for run in runs)
+    assert named == [("0", "seed-1"), ("0", "seed-2"), ("1", "seed-1"), ("1", "seed-2")]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.params["training.seed"] for run in runs} == {"1", "2"}
+    assert all("xray_opt.trial" not in run.data.tags for run in runs), "they are no trials of the search"
+    assert read_study("lucky", lucky.workspace).counted == 2
+    scores = {run.data.metrics["best.f1"] for run in runs if run.data.tags["xray_opt.confirms"] == "0"}
+    assert scores == set(confirmed["settings"][1]["seeds"])
+
+
+def test_a_second_call_does_what_is_missing(lucky, confirmed):
+    lost = next(run for run in retrainings(lucky) if run.data.tags["xray_opt.confirmation"] == "seed-2")
+    connect(TrackingConfig(), lucky.workspace).client.delete_run(lost.info.run_id)
+    done = lucky.run("confirm", "--study", "lucky", "--data", "more", "--top", "2", "--seeds", "2", "--json")
+    assert "3 of 4 retrainings are done already" in done.stderr
+    again = json.loads(done.stdout)
+    scores = [[one["trial"], one["seeds"], one["confirmed"]] for one in again["settings"]]
+    assert scores == [[one["trial"], one["seeds"], one["confirmed"]] for one in confirmed["settings"]]
+
+
+def test_splits_are_drawn_anew_without_the_test_and_the_winner_is_promoted_with_the_evidence(lucky, confirmed):
+    command = ("confirm", "--study", "lucky", "--data", "more", "--top", "2", "--seeds", "2", "--splits", "2")
+    verdict = lucky.json(*command, "--promote")
+    winner = next(one for one in verdict["settings"] if one["trial"] == verdict["winner"])
+    assert verdict["winner"] == 0
+    assert len(winner["splits"]) == 2
+    over_splits = winner["resplit"]["value"] if winner["resplit"]["low"] is None else winner["resplit"]["low"]
+    assert winner["lower"] == pytest.approx(min(winner["confirmed"]["low"], over_splits))
+    digests = {
+        run.data.tags["xray_opt.confirmation"]: run.data.tags["xray_opt.manifest_sha256"] for run in retrainings(lucky)
+    }
+    assert digests["seed-1"] == digests["seed-2"]
+    assert len(set(digests.values())) == 3
+    client = connect(TrackingConfig(), lucky.workspace).client
+    champion = client.get_model_version_by_alias("xray-pneumonia", "champion")
+    assert (str(champion.version), champion.run_id) == (verdict["champion"]["version"], winner["run"])
+    assert champion.tags["confirmed.lower"] == f"{winner['lower']:.4f}"
+    attached = Path(champion.source.removeprefix("file://")) / "confirmation.json"
+    assert json.loads(attached.read_text())["settings"] == verdict["settings"]
+    assert lucky.json(*command, "--promote")["champion"] == verdict["champion"], "again is the same"
+    assert max(map(len, lucky.run(*command).stdout.splitlines())) <= 80
+    assert lucky.run("evaluate", "--model", f"runs:/{winner['run']}", "--data", "more").returncode == 0
+
+
+def test_numbers_and_studies_that_say_nothing_are_one_line(lucky):
+    none = lucky.run("confirm", "--study", "tiny")
+    assert (none.returncode, none.stderr.count("\n")) == (6, 1)
+    assert "tune first" in none.stderr
+    assert lucky.run("confirm", "--study", "lucky", "--data", "more", "--seeds", "1").returncode == 2
+    assert "0 or at least 2" in lucky.run("confirm", "--study", "lucky", "--data", "more", "--splits", "1").stderr

@@ -1,0 +1,254 @@
+"""The sealed test split: nothing of tune depends on it, finalize opens it once, and everyone can read who did."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_place
+
+from xray_opt.config import LossConfig, TrackingConfig, Workspace, find_study, load_study
+from xray_opt.dataset import Film, Manifest, prepared
+from xray_opt.errors import ConfigError, DataError, StudyError
+from xray_opt.finalize import Final, finalize, finals
+from xray_opt.finalize.finalizing import FINALS
+from xray_opt.leaderboard import OPENINGS, openings
+from xray_opt.loss import FocalLoss
+from xray_opt.mlflow_client import connect
+from xray_opt.scoring import film_cases, levels
+from xray_opt.tuning import annotate, read_study
+
+CHAMPION = "models:/xray-pneumonia@champion"
+
+
+def test_the_test_split_is_handed_out_only_after_its_record(tuned):
+    place, _, _ = tuned
+    manifest = own_manifest(place)
+    with pytest.raises(DataError, match="sealed"):
+        manifest.of("test")
+    written = []
+    films = manifest.open_test(lambda: written.append("who"))
+    assert written == ["who"]
+    assert {film.split for film in films} == {"test"}
+
+    def refuses():
+        raise StudyError("the storage is away")
+
+    with pytest.raises(StudyError):
+        manifest.open_test(refuses)
+
+
+def own_manifest(place) -> Manifest:
+    study = load_study(find_study("tiny", Workspace(place.workspace.root)))
+    return prepared(study.config.data, place.workspace)
+
+
+def poison_the_test_split(place) -> int:
+    """Turn the test films' labels round and their files into noise, unseen by size, time and manifest."""
+    manifest = own_manifest(place)
+    films = []
+    for film in manifest.films:
+        if film.split != "test":
+            films.append(film)
+            continue
+        path = Path(manifest.root) / film.path
+        facts = path.stat()
+        path.write_bytes(os.urandom(facts.st_size))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        films.append(replace(film, label=1 - film.label, subtype="unknown", sha256="0" * 64, width=1, height=1))
+    replace(manifest, films=tuple(films)).save(place.workspace.manifests)
+    return sum(film.split == "test" for film in films)
+
+
+def left_behind(place) -> dict[str, object]:
+    """All that a study of one trial says and weighs."""
+    record = read_study("tiny", place.workspace)
+    (trial,) = record.trials
+    client = connect(TrackingConfig(), place.workspace).client
+    run = str(trial.notes["mlflow_run"])
+    folder = Path(client.download_artifacts(run, "adapter"))
+    logged = client.get_run(run).data.metrics
+    clock = ("system", "images_per_second")
+    return {
+        "value": trial.value,
+        "epochs": trial.intermediate,
+        "params": trial.params,
+        "files": {path.name: path.read_bytes() for path in folder.iterdir()},
+        "predictions": Path(client.download_artifacts(run, "val_predictions.csv")).read_text(),
+        "metrics": {name: value for name, value in logged.items() if not name.startswith(clock)},
+        "study": client.get_run(record.notes["mlflow_parent"]).data.metrics,
+    }
+
+
+def test_no_code_path_of_tune_reads_the_test_split(tmp_path):
+    """Labels turned round, files destroyed: the study is the same to the bit, so nothing was read."""
+    clean, poisoned = make_place(tmp_path / "clean"), make_place(tmp_path / "poisoned")
+    assert own_manifest(clean).sha256 == own_manifest(poisoned).sha256
+    assert poison_the_test_split(poisoned) > 4
+    assert own_manifest(clean).sha256 != own_manifest(poisoned).sha256
+    for place in (clean, poisoned):
+        place.json("tune", "--study", "tiny", "--trials", "1")
+    assert left_behind(poisoned) == left_behind(clean)
+
+
+@pytest.fixture(scope="module")
+def finalized(tuned):
+    """The champion of the shared study after its one test."""
+    place, _, _ = tuned
+    before = len(openings(read_study("tiny", place.workspace)))
+    return place, place.json("finalize"), before
+
+
+def test_finalize_reports_every_score_of_films_and_patients(finalized):
+    place, final, _ = finalized
+    names = ["f1", "auc", "accuracy", "precision", "sensitivity", "specificity", "loss", "auprc", "brier", "ece"]
+    for level in ("image", "patient"):
+        scores = final[level]["scores"]
+        assert list(scores)[: len(names)] == names
+        assert {name for name in scores if name.startswith("sensitivity.")} <= {
+            "sensitivity.bacteria",
+            "sensitivity.virus",
+        }
+        for one in scores.values():
+            assert (one["low"] is None) == (one["high"] is None)
+            assert one["why"] if one["low"] is None else one["low"] <= one["value"] <= one["high"]
+        assert sum(final[level]["confusion"].values()) == final[level]["cases"]
+    sealed = own_manifest(place).open_test(lambda: None)
+    assert final["image"]["cases"] == len(sealed)
+    assert final["patient"]["cases"] == len({film.group for film in sealed})
+
+
+def test_the_opening_is_recorded_in_study_run_and_version(finalized):
+    place, final, before = finalized
+    record = read_study("tiny", place.workspace)
+    opened = openings(record)
+    assert len(opened) == before + 1 == final["openings"]
+    assert (opened[-1].trial, opened[-1].run) == (final["trial"], final["run"])
+    assert opened[-1].command.startswith("xray-opt finalize")
+    assert opened[-1].scores["test.f1"] == final["image"]["scores"]["f1"]["value"]
+    connection = connect(TrackingConfig(), place.workspace)
+    run = connection.client.get_run(final["run"])
+    assert run.data.metrics["test.f1"] == final["image"]["scores"]["f1"]["value"]
+    assert int(run.data.tags["xray_opt.test_openings"]) >= 1
+    parent = connection.client.get_run(record.notes["mlflow_parent"])
+    assert parent.data.tags["xray_opt.test_openings"] == str(before + 1)
+    kept = json.loads(Path(connection.client.download_artifacts(final["run"], "finalize.json")).read_text())
+    assert kept["image"] == final["image"]
+    version = connection.client.get_model_version_by_alias("xray-pneumonia", "champion")
+    assert version.tags["test.f1"].startswith(f"{final['image']['scores']['f1']['value']:.4f}")
+    assert "over" in version.tags["test.auc_gain"]
+
+
+def test_a_second_call_shows_the_record_and_opens_nothing(finalized):
+    place, final, before = finalized
+    again = place.run("finalize", "--json")
+    assert "opened already" in again.stderr
+    assert json.loads(again.stdout) == final
+    assert len(openings(read_study("tiny", place.workspace))) == before + 1
+
+
+def test_another_model_of_the_study_does_not_get_its_test(finalized):
+    place, final, before = finalized
+    other = next(t for t in read_study("tiny", place.workspace).trials if t.notes["mlflow_run"] != final["run"])
+    refused = place.run("finalize", "--model", f"runs:/{other.notes['mlflow_run']}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "what the seal prevents" in refused.stderr
+    assert len(openings(read_study("tiny", place.workspace))) == before + 1
+
+
+def test_a_killed_finalize_is_finished_without_another_opening(finalized):
+    place, final, before = finalized
+    record = read_study("tiny", place.workspace)
+    noted = [item | {"scores": {}} if item["run"] == final["run"] else item for item in record.notes[OPENINGS]]
+    annotate("tiny", place.workspace, OPENINGS, noted)
+    annotate("tiny", place.workspace, FINALS, {})
+    done = place.run("finalize", "--json")
+    assert "going on with the opening" in done.stderr
+    assert json.loads(done.stdout) == final
+    assert len(openings(read_study("tiny", place.workspace))) == before + 1
+
+
+def test_the_tables_fit_80_columns(finalized):
+    place, final, _ = finalized
+    shown = place.run("finalize").stdout
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert "16×16 thumbnail" in shown
+    assert f"opening {final['openings']} of this study" in shown
+
+
+def test_trivial_models_stand_beside_it_and_the_headline_is_the_gain_over_the_best(finalized):
+    _, final, _ = finalized
+    best, other = final["baselines"]
+    assert {best["name"], other["name"]} == {"file metadata", "16×16 thumbnail"}
+    areas = [one["image"]["scores"]["auc"]["value"] for one in (best, other)]
+    assert areas[0] >= areas[1]
+    assert final["headline"]["value"] == pytest.approx(final["image"]["scores"]["auc"]["value"] - areas[0])
+    assert final["headline"]["over"] == best["name"]
+
+
+def test_the_record_comes_back_equal(finalized):
+    place, final, _ = finalized
+    (kept,) = finals("tiny", place.workspace).values()
+    assert kept.to_dict() == final
+    assert Final.from_dict(json.loads(json.dumps(final))) == kept
+
+
+def test_opening_again_needs_the_flag_and_is_counted(finalized):
+    place, final, _ = finalized
+    count = len(openings(read_study("tiny", place.workspace)))
+    again = finalize(CHAMPION, place.workspace, why="once more", again=True, sensitivity=0.9, device="cpu")
+    assert len(openings(read_study("tiny", place.workspace))) == again.openings == count + 1
+    assert again.rule == "sensitivity 0.9 on validation"
+    assert again.threshold != final["threshold"] or again.image.confusion == final["image"]["confusion"]
+    assert again.image.scores["auc"].value == pytest.approx(final["image"]["scores"]["auc"]["value"])
+
+
+def test_a_model_without_a_study_is_refused(tuned, tmp_path):
+    place, _, _ = tuned
+    client = connect(TrackingConfig(), place.workspace).client
+    record = read_study("tiny", place.workspace)
+    client.download_artifacts(record.best.notes["mlflow_run"], "adapter", str(tmp_path))
+    base = client.download_artifacts(record.notes["mlflow_parent"], "base/base.safetensors")
+    shutil.copy(base, tmp_path / "base.safetensors")
+    with pytest.raises(ConfigError, match="belongs to no study"):
+        finalize(str(tmp_path), place.workspace, device="cpu")
+
+
+def film(number: int, label: int, subtype: str, group: str) -> Film:
+    return Film(f"{number}.png", label, group, subtype, "", group, "test", f"{number:064x}", 1, 1, 1, "L")
+
+
+def test_a_patient_is_the_mean_of_their_films():
+    films = [
+        film(0, 0, "normal", "a"),
+        film(1, 1, "bacteria", "b"),
+        film(2, 1, "virus", "b"),
+        film(3, 0, "normal", "a"),
+        film(4, 1, "unknown", "c"),
+    ]
+    logits = np.array([-2.0, 1.0, -1.5, 3.0, 2.0])
+    cases = film_cases(films, logits, 2.0, LossConfig(0.4, 1.5))
+    probabilities = 1 / (1 + np.exp(-logits / 2))
+    assert cases.films.probabilities == pytest.approx(probabilities)
+    expected = [probabilities[[0, 3]].mean(), probabilities[[1, 2]].mean(), probabilities[4]]
+    assert cases.patients.probabilities == pytest.approx(expected)
+    assert cases.patients.labels.tolist() == [0, 1, 1]
+    assert cases.patients.kinds["virus"].tolist() == [False, True, False]
+    image, patient = levels(cases, 0.5)
+    assert (image.cases, image.patients, patient.cases) == (5, 3, 3)
+    assert image.confusion == {"true_positive": 2, "false_positive": 1, "true_negative": 1, "false_negative": 1}
+    assert image.scores["sensitivity.bacteria"].value == 1.0
+    assert image.scores["sensitivity.virus"].value == 0.0
+    labels = torch.tensor([one.label for one in films])
+    loss = FocalLoss(0.4, 1.5)(torch.from_numpy(logits), labels).item()
+    assert image.scores["loss"].value == pytest.approx(loss)
+    raw = 1 / (1 + np.exp(-logits))
+    means = np.array([raw[[0, 3]].mean(), raw[[1, 2]].mean(), raw[4]])
+    per_patient = FocalLoss(0.4, 1.5)(torch.from_numpy(np.log(means / (1 - means))), torch.tensor([0, 1, 1])).item()
+    assert patient.scores["loss"].value == pytest.approx(per_patient)
+    assert image.values("test")["test.loss"] == pytest.approx(loss)
+    assert "test.f1_low" not in image.values("test"), "three patients give no interval"

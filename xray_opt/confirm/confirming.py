@@ -1,0 +1,227 @@
+"""Trains the best settings of a study anew, with new seeds and on re-drawn splits of train and val; never on test.
+
+Each retraining is a run below the study's own, tagged with the trial that it confirms. A call does what is missing, so
+one that was stopped goes on, from the last epoch of the training that was stopped, when it is called again.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xray_opt.cache import Images, redrawn_images
+from xray_opt.config import StudyConfig, Workspace, override
+from xray_opt.confirm.judging import Candidate, Confirmation, Retrained, judge
+from xray_opt.confirm.promoting import EVIDENCE, Promotion, promote_winner
+from xray_opt.dataset import redrawn
+from xray_opt.errors import ConfigError, StoreAway, StudyError, TrainingError
+from xray_opt.experiment import Job, run_experiment
+from xray_opt.intervals import Patients
+from xray_opt.settling import finished
+from xray_opt.tracking import PREDICTIONS, WAITING, child_runs, close_lost, data_tags
+from xray_opt.trainer import discard_checkpoint
+from xray_opt.tuning import IDENTITY, TrialRecord, study_notes
+from xray_opt.workers import StudyWatcher, Work, ready
+
+#: Tags of a retraining: the trial it confirms, and which retraining it is (``seed-2``, ``split-1``).
+CONFIRMS, WHICH = "xray_opt.confirms", "xray_opt.confirmation"
+#: Added to the seed of the search for the training on a re-drawn split: apart from every new seed.
+APART = 10_000
+
+
+@dataclass(frozen=True)
+class _Retraining:
+    trial: TrialRecord
+    kind: str
+    number: int
+
+    @property
+    def which(self) -> str:
+        return f"{self.kind}-{self.number}"
+
+    @property
+    def seed(self) -> int:
+        return self.number + (APART if self.kind == "split" else 0)
+
+
+def confirm(
+    study: StudyConfig,
+    workspace: Workspace,
+    top: int = 3,
+    seeds: int = 3,
+    splits: int = 0,
+    promote: bool = False,
+    watcher: StudyWatcher = StudyWatcher(),
+) -> tuple[Confirmation, Promotion | None]:
+    """Retrain the ``top`` settings of a study and judge them by that; the verdict is kept in the study's run.
+
+    Args:
+        study: as ``tune`` is given it.
+        seeds: new seeds a setting, at least 2, on the study's own split.
+        splits: trainings a setting on re-drawn splits by patient of train and val: none, or at least 2.
+        promote: make the winner the champion, with the evidence attached.
+
+    Raises:
+        ConfigError: numbers that say nothing.
+        StudyError: no such study, no complete trial, another call is at work, or there is no winner to promote.
+        StoreAway: MLflow, where the retrainings are kept, does not answer now; no training is lost.
+    """
+    if top < 1 or seeds < 2 or splits == 1 or splits < 0:
+        raise ConfigError("confirm needs --top of at least 1, --seeds of at least 2, and --splits 0 or at least 2")
+    if not study_notes(study.name, workspace, study.storage):
+        raise StudyError(f"no study {study.name} to confirm: run xray-opt tune first")
+    with _alone(study, workspace), ready(study, workspace, watcher) as work:
+        chosen = _best(work.opened.read().trials, top)
+        if len(chosen) < top:
+            watcher.say(f"the study has {len(chosen)} settings that were trained to their end: all are confirmed")
+        plan = [_Retraining(trial, "seed", number) for number in range(1, seeds + 1) for trial in chosen]
+        plan += [_Retraining(trial, "split", number) for number in range(1, splits + 1) for trial in chosen]
+        _require_mlflow(work)
+        failed = _do_missing(work, plan)
+        _require_mlflow(work)
+        verdict = _judge(work, chosen, plan, failed)
+        _keep(work, verdict)
+        return verdict, promote_winner(work, verdict) if promote else None
+
+
+def _require_mlflow(work: Work) -> None:
+    """All retrainings are read from MLflow: what earlier calls and this one could not send must be there first."""
+    left = work.tracking.send_waiting()
+    if left.stopped or work.tracking.is_waiting or work.tracking.parent_id.startswith(WAITING):
+        why = left.stopped or f"{left.waiting} writes wait for it"
+        raise StoreAway(f"confirm reads its retrainings from MLflow: {why}; run it again then, none is lost")
+
+
+def _best(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
+    """The best complete trials, one a setting."""
+    found: dict[str, TrialRecord] = {}
+    for trial in finished(trials):
+        found.setdefault(json.dumps(dict(trial.params), sort_keys=True), trial)
+    if not found:
+        raise StudyError("the study has no complete trial to confirm: run xray-opt tune first")
+    return list(found.values())[:top]
+
+
+def _done(work: Work) -> dict[tuple[str, str], Any]:
+    """(trial, which) → the first finished run; what a killed call left RUNNING is ended."""
+    found: dict[tuple[str, str], Any] = {}
+    runs = [run for run in child_runs(work.connection, work.tracking.parent_id) if CONFIRMS in run.data.tags]
+    for run in sorted(runs, key=lambda run: run.info.start_time):
+        if run.info.status == "FINISHED":
+            found.setdefault((run.data.tags[CONFIRMS], run.data.tags[WHICH]), run)
+        elif run.info.status == "RUNNING":
+            close_lost(work.connection, run.info.run_id)
+    return found
+
+
+def _do_missing(work: Work, plan: Sequence[_Retraining]) -> dict[int, str]:
+    """Train what is not done yet; trial → why one of its trainings gave no result."""
+    done, failed = _done(work), {}
+    missing = [one for one in plan if (str(one.trial.number), one.which) not in done]
+    if len(missing) < len(plan):
+        work.watcher.say(f"{len(plan) - len(missing)} of {len(plan)} retrainings are done already")
+    for count, one in enumerate(missing, start=1):
+        work.watcher.say(f"retraining {count} of {len(missing)}: trial {one.trial.number}, {one.which}")
+        try:
+            _train(work, one)
+        except TrainingError as error:
+            failed[one.trial.number] = f"{one.which} gave no result: {error}"
+            work.watcher.say(f"trial {one.trial.number}: {failed[one.trial.number]}")
+    return failed
+
+
+def _train(work: Work, one: _Retraining) -> None:
+    config = work.opened.config.settings(dict(one.trial.params))
+    config = override(config, {"training.seed": config.training.seed + one.seed})
+    images = _images(work, one)
+    tags = {**work.tags, **data_tags(images.manifest), "xray_opt.role": "confirmation"}
+    folder = work.opened.workspace.study_folder(work.opened.config.name) / "confirm"
+    checkpoint = folder / f"{work.opened.notes[IDENTITY][:8]}-{one.trial.number:05d}-{one.which}.pt"
+    job = Job(
+        config=config,
+        name=f"confirm-{one.trial.number:03d}-{one.which}",
+        params=one.trial.params,
+        tags=tags | {CONFIRMS: str(one.trial.number), WHICH: one.which},
+        checkpoint=checkpoint,
+        watch=lambda epoch: work.watcher.epoch(one.trial.number, epoch),
+        say=work.watcher.say,
+    )
+    run_experiment(job, images, work.base, work.tracking, work.pseudonyms)
+    discard_checkpoint(checkpoint)
+
+
+def _images(work: Work, one: _Retraining) -> Images:
+    if one.kind == "seed":
+        return work.images
+    seed = work.images.manifest.settings.get("seed", 0) + one.seed
+    return redrawn_images(work.images, redrawn(work.images.manifest, seed))
+
+
+def _judge(
+    work: Work, chosen: Sequence[TrialRecord], plan: Sequence[_Retraining], failed: dict[int, str]
+) -> Confirmation:
+    done, val = _done(work), work.images.val
+    candidates = []
+    for trial in chosen:
+        runs: dict[str, list[Retrained]] = {"seed": [], "split": []}
+        for one in plan:
+            run = done.get((str(one.trial.number), one.which))
+            if one.trial.number == trial.number and run is not None:
+                called = _called(work, run.info.run_id) if one.kind == "seed" else None
+                runs[one.kind].append(Retrained(run.info.run_id, float(run.data.metrics["best.f1"]), called))
+        kinds = tuple(runs["seed"]), tuple(runs["split"])
+        candidates.append(
+            Candidate(trial.number, trial.params, trial.value or 0.0, *kinds, failed=failed.get(trial.number))
+        )
+    films = len(work.images.train), len(val)
+    return judge(work.opened.config.name, candidates, val.labels, Patients(val.groups), films)
+
+
+def _called(work: Work, run_id: str) -> NDArray[np.bool_]:
+    """(N,) which validation films a run calls pneumonia at 0.5; the table is in their order."""
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        text = work.tracking.download(run_id, PREDICTIONS, Path(folder)).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    if [int(row["label"]) for row in rows] != work.images.val.labels.tolist():
+        raise StudyError(f"the predictions of run {run_id} are not of this study's validation films")
+    return np.array([float(row["probability"]) >= 0.5 for row in rows], dtype=bool)
+
+
+def _keep(work: Work, verdict: Confirmation) -> None:
+    """The verdict as a note of the study, as an artifact and as metrics of its run."""
+    plain = verdict.to_dict()
+    work.opened.annotate("confirmation", plain)
+    work.tracking.log_text(json.dumps(plain, indent=1) + "\n", EVIDENCE)
+    if verdict.winner is not None:
+        best = verdict.of(verdict.winner)
+        values = {"value": best.confirmed.value, "lower": best.lower or 0.0, "gap": best.gap.value}
+        work.tracking.log_metrics({f"confirmed.{name}": value for name, value in values.items()})
+
+
+@contextmanager
+def _alone(study: StudyConfig, workspace: Workspace) -> Iterator[None]:
+    """One call a study on this machine; the hold dies with the process."""
+    folder = workspace.study_folder(study.name) / "confirm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder}: {error.strerror}; check free space and permissions") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StudyError(
+                f"study {study.name} is being confirmed on this machine already; wait for its end"
+            ) from error
+        yield

@@ -1,0 +1,196 @@
+"""The one opening of the test split that a chosen model gets.
+
+Everything that could be chosen was chosen before: threshold and temperature stand in the model's bundle, the baselines
+are fitted to train and their thresholds to validation. The opening is recorded before the first film is handed out; a
+process that is killed behind that is finished by the next call without another opening.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xray_opt import registry
+from xray_opt.backbone import resolve_device
+from xray_opt.config import Workspace
+from xray_opt.dataset import Film, prepared, trivial_models
+from xray_opt.errors import ConfigError
+from xray_opt.finalize.record import Baseline, Final
+from xray_opt.intervals import gains
+from xray_opt.leaderboard import Opening, openings
+from xray_opt.metrics import best_threshold
+from xray_opt.mlflow_client import connect
+from xray_opt.places import Place
+from xray_opt.scoring import (
+    FilmCases,
+    SealedTest,
+    cases_of,
+    film_cases,
+    levels,
+    loss_of,
+    own_settings,
+    require_own,
+    study_storage,
+)
+from xray_opt.tracking import log_run_file
+from xray_opt.tuning import annotate, read_study
+
+#: Study note: MLflow run → the record of its finalization. Artifact of that run: the same.
+FINALS, ARTIFACT = "finalized", "finalize.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A model that is to be finalized, with its sealed test split."""
+
+    model: str
+    sealed: SealedTest
+    threshold: float
+    rule: str
+
+    @property
+    def study(self) -> str:
+        return str(self.sealed.study)
+
+    @property
+    def run_id(self) -> str:
+        return self.sealed.loaded.run_id
+
+    def finals(self) -> dict[str, Final]:
+        return finals(self.study, self.sealed.workspace, self.sealed.storage)
+
+
+def finalize(
+    model: str,
+    workspace: Workspace,
+    data: str | None = None,
+    why: str = "the chosen model's one test",
+    again: bool = False,
+    sensitivity: float | None = None,
+    device: str = "auto",
+    place: Place = Place(),
+    say: Say = lambda line: None,
+) -> Final:
+    """Score ``model`` on the test split of its study, once; a second call gives the record of the first.
+
+    Args:
+        model: MLflow model URI or ``runs:/RUN_ID`` of a study's model.
+        data: where the films lie now.
+        again: open once more what was opened by ``finalize`` before; that counts.
+        sensitivity: use the threshold that reached it on validation; none takes that of best F1.
+        say: told what a user should know of earlier openings.
+
+    Raises:
+        ConfigError: not a study's model, or the split was opened for another model of the study.
+        DataError: the films are not those of the study.
+        StudyError: the opening cannot be written.
+    """
+    chosen = _chosen(model, workspace, data, sensitivity, device, place)
+    known = chosen.finals()
+    if chosen.run_id in known and not again:
+        say(f"opened already, {known[chosen.run_id].opening.when}: this is the record; --again opens it once more")
+        return known[chosen.run_id]
+    if known and not again:
+        other = next(iter(known.values()))
+        raise ConfigError(
+            f"the test split of study {chosen.study} was opened for {other.model} on {other.opening.when}: to choose "
+            "between models by their test scores is what the seal prevents; --again opens it all the same, and counts"
+        )
+    opening = chosen.sealed.unfinished()
+    if opening is None:
+        films, opening = chosen.sealed.open(why)
+    else:
+        say(f"going on with the opening of {opening.when}, whose scores were lost")
+        films = chosen.sealed.resume()
+    final = _score(chosen, films, opening)
+    _record(chosen, final)
+    return final
+
+
+def finals(study: str, workspace: Workspace, storage: str | None = None) -> dict[str, Final]:
+    """MLflow run → record, of every finalized model of a study."""
+    noted = read_study(study, workspace, storage).notes.get(FINALS) or {}
+    return {run: Final.from_dict(values) for run, values in noted.items()}
+
+
+def _chosen(
+    model: str, workspace: Workspace, data: str | None, sensitivity: float | None, device: str, place: Place
+) -> _Chosen:
+    connection = connect(place.tracking(workspace), workspace)
+    loaded = registry.load(connection, model, resolve_device(device))
+    if "xray_opt.study" not in loaded.tags:
+        raise ConfigError(f"{model} belongs to no study: finalize is for a study's choice; use evaluate --split test")
+    own = own_settings(loaded)
+    manifest = prepared(replace(own, root=data or own.root), workspace)
+    require_own(manifest, loaded, model, "test")
+    sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, workspace, place))
+    rule = "best F1 on validation" if sensitivity is None else f"sensitivity {sensitivity:g} on validation"
+    return _Chosen(model, sealed, loaded.bundle.threshold_for(sensitivity), rule)
+
+
+def _score(chosen: _Chosen, films: Sequence[Film], opening: Opening) -> Final:
+    sealed = chosen.sealed
+    loaded = sealed.loaded
+    cases = cases_of(loaded, sealed.manifest, films)
+    image, patient = levels(cases, chosen.threshold)
+    return Final(
+        model=chosen.model,
+        study=chosen.study,
+        run=chosen.run_id,
+        trial=opening.trial,
+        rule=chosen.rule,
+        threshold=chosen.threshold,
+        temperature=loaded.bundle.temperature,
+        image=image,
+        patient=patient,
+        baselines=_baselines(chosen, films, cases),
+        opening=replace(opening, scores=image.values("test")),
+        openings=len(openings(read_study(chosen.study, sealed.workspace, sealed.storage))),
+    )
+
+
+def _baselines(chosen: _Chosen, films: Sequence[Film], ours: FilmCases) -> tuple[Baseline, ...]:
+    """The trivial models, best AUC first: chosen on the test films, which is to their advantage and not to ours."""
+    loss, manifest = loss_of(chosen.sealed.loaded), chosen.sealed.manifest
+    val = manifest.of("val")
+    found = []
+    for name, probabilities in trivial_models(manifest, (*val, *films)).items():
+        threshold = best_threshold([film.label for film in val], probabilities[: len(val)])
+        cases = film_cases(films, _logit(probabilities[len(val) :]), 1.0, loss)
+        paired = gains(ours.films, cases.films, ours.whose, (chosen.threshold, threshold))
+        found.append(Baseline(name, threshold, levels(cases, threshold)[0], paired))
+    return tuple(sorted(found, key=lambda one: -np.nan_to_num(one.image.scores["auc"].value)))
+
+
+def _logit(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    logits: NDArray[np.float64] = np.log(inside / (1 - inside))
+    return logits
+
+
+def _record(chosen: _Chosen, final: Final) -> None:
+    """Artifact, metrics and tags first, the study's note last: it says that all of it is there."""
+    sealed = chosen.sealed
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        path = Path(folder) / ARTIFACT
+        path.write_text(json.dumps(final.to_dict(), indent=1) + "\n", encoding="utf-8")
+        log_run_file(sealed.connection, chosen.run_id, path)
+    scores = final.image.scores
+    tags = {f"test.{name}": _text(scores[name].value, scores[name].low, scores[name].high) for name in ("f1", "auc")}
+    gain = final.headline
+    tags["test.auc_gain"] = f"{_text(gain.value, gain.low, gain.high)} over {final.baselines[0].name}"
+    registry.tag_versions(sealed.connection, chosen.run_id, tags | {"xray_opt.test_openings": str(final.openings)})
+    sealed.record(final.opening, final.opening.scores)
+    noted = read_study(chosen.study, sealed.workspace, sealed.storage).notes.get(FINALS) or {}
+    annotate(chosen.study, sealed.workspace, FINALS, {**noted, chosen.run_id: final.to_dict()}, sealed.storage)
+
+
+def _text(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.4f} to {high:.4f})"

@@ -1,0 +1,110 @@
+"""The one way to the sealed test split: first it is written down who opens it, when and why, then there are films.
+
+An opening stands among the notes of the model's study, with the command and later the scores, and as tags with a count
+on the model's MLflow run and on the study's.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from xray_opt import registry
+from xray_opt.config import Workspace, redacted
+from xray_opt.dataset import Film, Manifest
+from xray_opt.errors import DataError, StudyError
+from xray_opt.leaderboard import Opening, note_opening, openings
+from xray_opt.mlflow_client import Connection
+from xray_opt.places import Place, known_storages
+from xray_opt.tracking import MANIFEST, STORAGE, count_opening, log_run_metrics
+from xray_opt.tuning import read_study
+
+
+def require_own(manifest: Manifest, loaded: registry.Loaded, model: str, split: str) -> None:
+    """Raises DataError unless ``model`` was made on this very split of these films."""
+    own = loaded.tags.get(MANIFEST)
+    if manifest.sha256 != own:
+        raise DataError(
+            f"{model} was made on other data ({str(own)[:12]}, this is {manifest.sha256[:12]}): its {split} split "
+            "cannot be told from its training films; score other films with --split all --data PATH"
+        )
+
+
+@dataclass(frozen=True)
+class SealedTest:
+    """The test split of one model's data, sealed until :meth:`open` is called.
+
+    Attributes:
+        storage: URL of the storage that holds the model's study.
+    """
+
+    loaded: registry.Loaded
+    manifest: Manifest
+    connection: Connection
+    workspace: Workspace
+    storage: str | None
+
+    def open(self, why: str) -> tuple[tuple[Film, ...], Opening]:
+        """The films and the record of this opening, which is written first.
+
+        Raises:
+            StudyError, TrackingError: it cannot be written; the split stays sealed.
+        """
+        tags = self.loaded.tags
+        opening = Opening(
+            who=getpass.getuser(),
+            when=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            why=why,
+            trial=int(number) if (number := tags.get("xray_opt.trial")) else None,
+            command=redacted(shlex.join(["xray-opt", *sys.argv[1:]])),
+            run=self.loaded.run_id,
+        )
+        return self.manifest.open_test(lambda: self._note(opening)), opening
+
+    def unfinished(self) -> Opening | None:
+        """An opening for this model whose scores a kill has lost: to finish it is no other opening."""
+        if not self.study:
+            return None
+        known = openings(read_study(self.study, self.workspace, self.storage))
+        return next((one for one in known if one.run == self.loaded.run_id and not one.scores), None)
+
+    def resume(self) -> tuple[Film, ...]:
+        """The films of an opening that is recorded already."""
+        return self.manifest.open_test(lambda: None)
+
+    def record(self, opening: Opening, values: Mapping[str, float]) -> None:
+        """Add the scores (``test.f1``, …) to the opening, and log them to the model's run."""
+        note_opening(self.study, self.workspace, self.storage, replace(opening, scores=dict(values)))
+        if self.loaded.run_id:
+            log_run_metrics(self.connection, self.loaded.run_id, values)
+
+    @property
+    def study(self) -> str | None:
+        """Name of the model's study."""
+        return self.loaded.tags.get("xray_opt.study")
+
+    def _note(self, opening: Opening) -> None:
+        note_opening(self.study, self.workspace, self.storage, opening)
+        if self.loaded.run_id:
+            count_opening(self.connection, self.loaded.run_id, f"{opening.when} {opening.who}: {opening.why}")
+
+
+def study_storage(loaded: registry.Loaded, workspace: Workspace, place: Place) -> str | None:
+    """URL of the storage that holds the model's study, in which an opening is written.
+
+    Raises:
+        StudyError: it is none of those known here.
+    """
+    if place.storage or "xray_opt.study" not in loaded.tags:
+        return place.storage
+    url = known_storages(workspace).get(loaded.tags.get(STORAGE, ""))
+    if url is None:
+        raise StudyError(
+            f"the test split stays sealed: the opening belongs into study {loaded.tags['xray_opt.study']}, which is "
+            "in a storage that is not known here; name it with --storage URL or --study FILE"
+        )
+    return url
