@@ -162,3 +162,24 @@ def test_a_single_run_waits_as_well(place, faulty):
     assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val.f1")] == [1, 2]
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"adapter", "base", "val_predictions.csv"}
+
+
+def test_confirm_trains_on_while_the_server_is_away_and_judges_when_it_is_back(place, faulty):
+    tune = ("tune", "--study", "tiny", "--trials", "1", "--tracking-uri", faulty.uri)
+    assert place.run(*tune).returncode == 0
+    confirm = ("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "--tracking-uri", faulty.uri)
+    faulty.mood = "down"
+    away = place.run(*confirm)
+    assert (away.returncode, away.stderr.count("error:"), "retraining 1" in away.stderr) == (7, 1, False), away.stderr
+    faulty.mood = "ok"
+    process = place.start(*confirm)
+    heard = Listening(process)
+    heard.wait_for(r"retraining 1 of 2")
+    faulty.mood = "down"
+    code, _ = heard.end()
+    assert (code, "run it again then, none is lost" in heard.text) == (7, True), heard.text
+    faulty.mood = "ok"
+    again = place.run(*confirm)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 retrainings are done already" in again.stderr
+    assert len(read_study("tiny", place.workspace).notes["confirmation"]["settings"]) == 1
