@@ -106,7 +106,7 @@ def speaking(uri: str, action: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = " ".join(redacted(without_credentials(str(error))).split())
-        raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:500]}") from error
+        raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:200]}") from error
 
 
 def pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -90,7 +90,7 @@ def read_kept(given):
         config = settled(DataConfig(), home)
         again = prepared(DataConfig(root=str(films)), home)
         assert again.sha256 == before.sha256
-        assert again == before or (kind == "manifest" and signed)
+        assert again == before or kind == "manifest"  # what stands in its first line beside the digests may change
         images = open_images(before, 32, home)
         assert images.train.batch([0]).shape == (1, images.side, images.side)
         assert (kind == "pixels" and signed) or np.array_equal(images.train.pixels, originals())

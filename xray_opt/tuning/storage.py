@@ -18,7 +18,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from xray_opt.config import Workspace
-from xray_opt.errors import ConfigError, StudyError
+from xray_opt.errors import ConfigError, StudyError, one_line, shortened
 
 #: Seconds that a writer waits for another one; SQLite's default of 5 loses workers.
 BUSY = 60
@@ -62,6 +62,8 @@ def storage_digest(url: str) -> str:
 
 def _parsed(url: str) -> sqlalchemy.URL:
     try:
+        if "\0" in url:
+            raise ValueError("no place has such a name")
         return sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
@@ -73,7 +75,7 @@ def masked(url: str) -> str:
         shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         return "the storage URL"
-    return re.sub(r"(?i)(password=)[^&]*", r"\1***", shown)
+    return shortened(re.sub(r"(?i)(password(?:=|%3D))[^&]*", r"\1***", shown), 120)
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -103,6 +105,8 @@ def open_storage(url: str) -> RDBStorage:
             raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
         except RuntimeError as error:
             raise StudyError(f"storage {masked(url)} is of another Optuna version: {_line(error)}") from error
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # of drivers, on options they do not know
+            raise ConfigError(f"storage {masked(url)} cannot be opened: {one_line(error)}; correct its URL") from error
 
 
 @dataclass(frozen=True)
