@@ -22,7 +22,7 @@ from xray_opt.calibration import probability
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
 from xray_opt.errors import BadFilm, OutOfMemory
-from xray_opt.evaluate import Predictor, assess, evaluating, predict, predict_logits
+from xray_opt.evaluate import Predictor, assess, evaluating, predict_logits
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -91,6 +91,10 @@ def short_of_memory(network: nn.Module) -> Iterator[list[int]]:
     handle = network.register_forward_pre_hook(refuse)
     yield allowed
     handle.remove()
+
+
+def predict(network: nn.Module, films: Images | NDArray[np.uint8], *given: object) -> NDArray[np.float64]:
+    return probability(predict_logits(network, films, *given))
 
 
 def test_predict_is_the_sigmoid_of_the_network_in_evaluation_mode(

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from xray_opt.adapter import attach, trainable_state
 from xray_opt.backbone import Base, random_base
 from xray_opt.cache import Images, open_images
+from xray_opt.calibration import probability
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
 from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
-from xray_opt.evaluate import evaluating, predict
+from xray_opt.evaluate import evaluating, predict_logits
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
 from xray_opt.trainer import Epoch, Trainer, discard_checkpoint, has_checkpoint
@@ -132,7 +133,7 @@ def test_best_restores_the_best_epoch_and_ends_the_training(images: Images, base
     next(iterator), next(iterator)
     network = trainer.best()
     assert not network.training
-    probabilities = predict(network, images.val, 32, CPU)
+    probabilities = probability(predict_logits(network, images.val, 32, CPU))
     assert scores(images.val.labels, probabilities) == trainer.history[trainer.best_epoch - 1].val
     assert list(iterator) == []
 
@@ -446,7 +447,7 @@ def test_seeds_differ_by_seed_epoch_and_use() -> None:
 def test_bf16_trains_too_and_is_validated_in_fp32(images: Images, base: Base) -> None:
     trainer = Trainer(settings(training_precision="bf16", training_epochs=1), images, base)
     epoch = next(trainer.epochs())
-    probabilities = predict(trainer.network, images.val, 32, CPU)
+    probabilities = probability(predict_logits(trainer.network, images.val, 32, CPU))
     assert scores(images.val.labels, probabilities) == epoch.val
     assert all(weight.dtype == torch.float32 for weight in trainer.network.parameters())
 

@@ -75,6 +75,13 @@ def _slope(inverse: float, logits: Floats, targets: Floats) -> float:
     return float(np.sum((probability(inverse * logits) - targets) * logits))
 
 
+def logit(probabilities: Floats) -> Floats:
+    """What :func:`probability` made them from; of 0 and 1 a finite one."""
+    inside = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    found: Floats = np.log(inside / (1 - inside))
+    return found
+
+
 def probability(logit: Floats, temperature: float = 1.0) -> Floats:
     """Sigmoid of ``logit / temperature`` in float64, without overflow."""
     values: Floats = 0.5 * (1 + np.tanh(logit / temperature / 2))

@@ -60,11 +60,6 @@ def assess(labels: ArrayLike, logits: ArrayLike) -> Assessment:
     return Assessment(scores(labels, probabilities), calibration, at_threshold)
 
 
-def predict(network: nn.Module, films: Films, image_size: int, device: torch.device, batch_size: int = BATCH) -> Floats:
-    """(N,) probabilities of pneumonia for a ``Split`` or (N, side, side) uint8 pixels; see :func:`predict_logits`."""
-    return probability(predict_logits(network, films, image_size, device, batch_size))
-
-
 def predict_logits(
     network: nn.Module, films: Films, image_size: int, device: torch.device, batch_size: int = BATCH
 ) -> Floats:

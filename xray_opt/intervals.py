@@ -118,13 +118,9 @@ def interval(name: str, value: float, drawn: Floats, having: Sequence[int]) -> I
         name: of the score; it tells the scale.
         having: patients of each class that the score needs.
     """
-    if math.isnan(value):
-        return Interval(value, why="a class is missing that it needs")
-    if min(having) < LEAST:
-        return Interval(value, why=f"too few patients for an interval: {min(having)}, at least {LEAST} are needed")
     known = drawn[~np.isnan(drawn)]
-    if known.size < (1 - MOST_UNDEFINED) * drawn.size:
-        return Interval(value, why="a class is missing in too many resamples")
+    if why := _why_none(value, known.size / drawn.size, having):
+        return Interval(value, why=why)
     if name in BIASED:
         return _without_bias(value, known)
     if name in UNBOUNDED and value > 0:
@@ -135,7 +131,16 @@ def interval(name: str, value: float, drawn: Floats, having: Sequence[int]) -> I
     inside = _inside(np.append(known, value))
     logits = np.log(inside / (1 - inside))
     middle, half = float(logits[-1]), Z * float(logits[:-1].std(ddof=1))
-    return Interval(value, _sigmoid(middle - half), _sigmoid(middle + half))
+    return Interval(value, sigmoid(middle - half), sigmoid(middle + half))
+
+
+def _why_none(value: float, known: float, having: Sequence[int]) -> str | None:
+    """Why a score or a gain has no interval, if it has none; ``known`` is the share of resamples that have a value."""
+    if math.isnan(value):
+        return "a class is missing that it needs"
+    if min(having) < LEAST:
+        return f"too few patients for an interval: {min(having)}, at least {LEAST} are needed"
+    return "a class is missing in too many resamples" if known < 1 - MOST_UNDEFINED else None
 
 
 def _inside(values: Floats) -> Floats:
@@ -158,7 +163,8 @@ def _at_the_edge(name: str, value: float, patients: int) -> Interval:
     return Interval(value, bound, 1.0) if value else Interval(value, 0.0, 1 - bound)
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """The share whose logit is ``x``, without overflow."""
     return 0.5 * (1 + math.tanh(x / 2))
 
 
@@ -200,13 +206,9 @@ def gain(value: float, drawn: Floats, having: Sequence[int]) -> Gain:
     Args:
         having: patients of each class that the score needs, of both models.
     """
-    if math.isnan(value):
-        return Gain(value, why="a class is missing that it needs")
-    if min(having) < LEAST:
-        return Gain(value, why=f"too few patients for an interval: {min(having)}, at least {LEAST} are needed")
     known = drawn[~np.isnan(drawn)]
-    if known.size < (1 - MOST_UNDEFINED) * drawn.size:
-        return Gain(value, why="a class is missing in too many resamples")
+    if why := _why_none(value, known.size / drawn.size, having):
+        return Gain(value, why=why)
     spread = float(known.std(ddof=1))
     if not spread:
         return Gain(value, why="it is the same in every resample")

@@ -103,10 +103,10 @@ def _best(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     return list(found.values())[:top]
 
 
-def _done(work: Work) -> dict[tuple[str, str], Any]:
+def _done(retrainings: Sequence[Any]) -> dict[tuple[str, str], Any]:
     """(trial, which) → the first finished run."""
     found: dict[tuple[str, str], Any] = {}
-    for run in _retrainings(work):
+    for run in retrainings:
         if run.info.status == "FINISHED":
             found.setdefault((run.data.tags[CONFIRMS], run.data.tags[WHICH]), run)
     return found
@@ -120,10 +120,11 @@ def _retrainings(work: Work) -> list[Any]:
 
 def _do_missing(work: Work, plan: Sequence[_Retraining]) -> dict[int, str]:
     """Train what is not done yet; trial → why one of its trainings gave no result."""
-    for run in _retrainings(work):
+    retrainings = _retrainings(work)
+    for run in retrainings:
         if run.info.status == "RUNNING":  # of a killed call: nobody else is at work
             close_lost(work.connection, run.info.run_id)
-    done, failed = _done(work), {}
+    done, failed = _done(retrainings), {}
     missing = [one for one in plan if (str(one.trial.number), one.which) not in done]
     if len(missing) < len(plan):
         work.watcher.say(f"{len(plan) - len(missing)} of {len(plan)} retrainings are done already")
@@ -175,7 +176,7 @@ def _redrawn(work: Work, number: int) -> Manifest:
 def _judge(
     work: Work, chosen: Sequence[TrialRecord], plan: Sequence[_Retraining], failed: dict[int, str]
 ) -> Confirmation:
-    done, val = _done(work), work.images.val
+    done, val = _done(_retrainings(work)), work.images.val
     candidates = []
     for trial in chosen:
         runs: dict[str, list[Retrained]] = {"seed": [], "split": []}

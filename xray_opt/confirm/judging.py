@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from xray_opt.config.dotted import Scalar
-from xray_opt.intervals import LEAST, Gain, Interval, Patients, json_ready
+from xray_opt.intervals import LEAST, Gain, Interval, Patients, json_ready, sigmoid
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -181,8 +181,7 @@ def _confirmed(seeds: Floats, drawn: Floats, enough: int, spread: _Spread) -> In
     patients, own = float(drawn.var(ddof=1)), spread.variance / len(seeds)
     half = _half_width(patients, own, spread.freedom) / (mean * (1 - mean))
     middle = math.log(mean / (1 - mean))
-    low, high = (0.5 * (1 + math.tanh((middle + sign * half) / 2)) for sign in (-1, 1))
-    return Interval(mean, low, high)
+    return Interval(mean, sigmoid(middle - half), sigmoid(middle + half))
 
 
 def _half_width(patients: float, own: float, freedom: int) -> float:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xray_opt import registry
 from xray_opt.backbone import resolve_device
+from xray_opt.calibration import logit
 from xray_opt.config import Workspace
 from xray_opt.dataset import Film, prepared, trivial_models
 from xray_opt.errors import ConfigError
@@ -178,16 +178,10 @@ def _baselines(chosen: _Chosen, films: Sequence[Film], ours: FilmCases) -> tuple
     found = []
     for name, probabilities in trivial_models(manifest, (*val, *films)).items():
         threshold = best_threshold([film.label for film in val], probabilities[: len(val)])
-        cases = film_cases(films, _logit(probabilities[len(val) :]), 1.0, loss)
+        cases = film_cases(films, logit(probabilities[len(val) :]), 1.0, loss)
         paired = gains(ours.films, cases.films, ours.whose, (chosen.threshold, threshold))
         found.append(Baseline(name, threshold, levels(cases, threshold)[0], paired))
     return tuple(sorted(found, key=lambda one: -np.nan_to_num(one.image.scores["auc"].value)))
-
-
-def _logit(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = np.clip(probabilities, 1e-12, 1 - 1e-12)
-    logits: NDArray[np.float64] = np.log(inside / (1 - inside))
-    return logits
 
 
 def _record(chosen: _Chosen, final: Final) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -112,14 +113,11 @@ def find(connection: Connection, name: str, version: str) -> Version:
             raise TrackingError(f"{name} has no version {version} at {connection.shown}") from error
 
 
-def tag_versions(connection: Connection, run_id: str, tags: Mapping[str, str]) -> list[Version]:
-    """Set tags of every version that was registered from a run; returns them, none where there is none."""
+def tag_versions(connection: Connection, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of every version that was registered from a run."""
     with speaking(connection.uri, f"tag the versions of the run {run_id}"):
-        found = [as_version(one) for one in connection.client.search_model_versions(f"run_id = '{run_id}'")]
-        for version in found:
-            for key, value in tags.items():
-                connection.client.set_model_version_tag(version.name, version.version, key, value)
-    return found
+        for version in connection.client.search_model_versions(f"run_id = '{run_id}'"):
+            _tag(connection, version, tags)
 
 
 def attach(connection: Connection, version: Version, path: Path, tags: Mapping[str, str]) -> None:
@@ -142,8 +140,12 @@ def attach(connection: Connection, version: Version, path: Path, tags: Mapping[s
             )
         for model_id in own:
             client.log_model_artifact(model_id, str(path))
-        for key, value in tags.items():
-            client.set_model_version_tag(version.name, version.version, key, value)
+        _tag(connection, version, tags)
+
+
+def _tag(connection: Connection, version: Any, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        connection.client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
 def settle_alias(connection: Connection, version: Version) -> None:

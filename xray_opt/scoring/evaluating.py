@@ -76,21 +76,24 @@ def evaluate(
     threshold = loaded.bundle.threshold_for(sensitivity)
     manifest = prepared(_data_settings(loaded, split, data), workspace)
     left_out: Mapping[str, int] | None = {}
-    sealed = SealedTest(loaded, manifest, connection, workspace, None)
-    opening = None
+    opened = None
     if split == "all":
         films, left_out = strangers(manifest, loaded, connection, workspace)
     else:
         require_own(manifest, loaded, model, split)
         if split == "test":
-            sealed = replace(sealed, storage=study_storage(loaded, workspace, place))
-        films, opening = sealed.open(str(why)) if split == "test" else (manifest.of(split), None)
+            sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, workspace, place))
+            films, opening = sealed.open(str(why))
+            opened = sealed, opening
+        else:
+            films = manifest.of(split)
     cases = cases_of(loaded, manifest, films)
     image, patient = levels(cases, threshold)
     own = cases.films.labels, cases.films.probabilities
     halves = scores(*own), scores(*own, threshold)
     result = Evaluation(model, split, len(films), cases.whose.count, threshold, *halves, image, patient, left_out)
-    if opening is not None:
+    if opened is not None:
+        sealed, opening = opened
         sealed.record(opening, image.values("test"))
     return result
 

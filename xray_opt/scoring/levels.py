@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xray_opt.calibration import probability
+from xray_opt.calibration import logit, probability
 from xray_opt.config import LossConfig
 from xray_opt.dataset import Film
 from xray_opt.intervals import Interval, Patients, scored
@@ -67,8 +67,7 @@ def film_cases(films: Sequence[Film], logits: Floats, temperature: float, loss: 
     whose = Patients([film.group for film in films])
     own = Cases(labels, probability(logits, temperature), focal_losses(labels, logits, loss.alpha, loss.gamma), kinds)
     sick = _any(labels == 1, whose).astype(np.int64)
-    raw = np.clip(_mean(probability(logits), whose), 1e-12, 1 - 1e-12)
-    losses = focal_losses(sick, np.log(raw / (1 - raw)), loss.alpha, loss.gamma)
+    losses = focal_losses(sick, logit(_mean(probability(logits), whose)), loss.alpha, loss.gamma)
     patient_kinds = {kind: _any(members, whose) for kind, members in kinds.items()}
     each = Patients([f"{number:09d}" for number in range(whose.count)])
     return FilmCases(own, whose, Cases(sick, _mean(own.probabilities, whose), losses, patient_kinds), each)

@@ -99,12 +99,12 @@ def open_storage(url: str) -> RDBStorage:
                 return RDBStorage(url, engine_kwargs=options)
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise ConfigError(
-                f"storage {masked(url)} needs its driver ({_line(error)}); psycopg comes with xray-opt[postgres]"
+                f"storage {masked(url)} needs its driver ({one_line(error)}); psycopg comes with xray-opt[postgres]"
             ) from error
         except OSError as error:
             raise StudyError(f"storage {masked(url)} cannot be made: {error}") from error
         except RuntimeError as error:
-            raise StudyError(f"storage {masked(url)} is of another Optuna version: {_line(error)}") from error
+            raise StudyError(f"storage {masked(url)} is of another Optuna version: {one_line(error, 200)}") from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # of drivers, on options they do not know
             raise ConfigError(f"storage {masked(url)} cannot be opened: {one_line(error)}; correct its URL") from error
 
@@ -128,7 +128,7 @@ class Patience:
             try:
                 return action()
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                cause = _line(error.__cause__ or error)
+                cause = one_line(error.__cause__ or error, 200)
                 if time.monotonic() + wait >= deadline:
                     raise StorageAway(
                         f"storage {masked(self.url)} stayed away ({cause}); nothing is lost, run the same command again"
@@ -145,7 +145,7 @@ def reachable(url: str) -> Iterator[None]:
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = _line(error.__cause__ or error)
+        cause = one_line(error.__cause__ or error, 200)
         raise StudyError(
             f"storage {masked(url)} failed ({cause}); nothing is lost, run the same command again"
         ) from error
@@ -183,11 +183,7 @@ def sole_lock(url: str, name: str) -> Iterator[bool]:
         if file is None:
             yield True
             return
-        try:
-            handle = file.with_name(f"{file.name}{name.replace(':', '.')}.lock").open("w")
-        except OSError as error:
-            raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
-        with handle:
+        with _lock_file(file, url, name.replace(":", ".")) as handle:
             yield _held(handle, url)
         return
     with _one_connection(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -222,13 +218,17 @@ def _file_lock(url: str) -> Iterator[None]:
     if file is None:
         yield
         return
-    try:
-        handle = file.with_name(file.name + ".lock").open("w")
-    except OSError as error:
-        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
-    with handle:
+    with _lock_file(file, url) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _lock_file(database: Path, url: str, mark: str = "") -> IO[str]:
+    """The file beside a SQLite database that is locked in its place."""
+    try:
+        return database.with_name(f"{database.name}{mark}.lock").open("w")
+    except OSError as error:
+        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
 
 
 @contextmanager
@@ -241,7 +241,3 @@ def _advisory_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
 def _one_connection(url: str) -> sqlalchemy.Engine:
     """An engine whose connections are closed when they are done."""
     return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
