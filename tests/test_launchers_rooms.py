@@ -86,9 +86,13 @@ def test_events_arrive_as_they_were_sent_whatever_noise_is_around_them():
 
 @pytest.mark.parametrize("error", [StudyError("x"), TrackingError("y"), XrayError("z")])
 def test_an_error_keeps_its_class_and_its_exit_code(error):
+    class Stray(XrayError):
+        """Of another place than the tree of errors, with the exit code of its root."""
+
     (event,) = told(lambda teller: teller.error(error))
     again = error_of(event)
     assert (type(again), again.exit_code, str(again)) == (type(error), error.exit_code, str(error))
+    assert Stray in XrayError.__subclasses__()
 
 
 def test_nobody_listening_is_no_error():

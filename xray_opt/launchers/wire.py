@@ -113,5 +113,5 @@ def read_event(line: bytes) -> dict[str, Any] | None:
 
 def error_of(event: Mapping[str, Any]) -> XrayError:
     """The error that ``Teller.error`` sent, of the class that has its exit code."""
-    kinds = {kind.exit_code: kind for kind in XrayError.__subclasses__()}
+    kinds = {kind.exit_code: kind for kind in XrayError.__subclasses__() if kind.__module__ == XrayError.__module__}
     return kinds.get(event["code"], XrayError)(event["line"])
