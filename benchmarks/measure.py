@@ -56,13 +56,19 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def interleave(thunks: dict[str, Thunk], rounds: int, warm_up: dict[str, Thunk] | None = None) -> Rounds:
+def interleave(
+    thunks: dict[str, Thunk],
+    rounds: int,
+    warm_up: dict[str, Thunk] | None = None,
+    after: Callable[[Rounds], None] = lambda found: None,
+) -> Rounds:
     """Call every thunk once a round, forwards and backwards in turn, after one round that does not count.
 
     One that lacks something, or that the product refuses with a clear line, stands in the table with that line.
 
     Args:
         warm_up: what to call in the round that does not count; none means the thunks themselves, empty no such round.
+        after: told of all that was found, after each round.
     """
     found = Rounds({name: [] for name in thunks})
 
@@ -81,6 +87,7 @@ def interleave(thunks: dict[str, Thunk], rounds: int, warm_up: dict[str, Thunk] 
         for name in thunks if number % 2 == 0 else reversed(thunks):
             call(name, thunks[name])
         print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)
+        after(found)
     return found
 
 
@@ -165,14 +172,18 @@ def finish(args: argparse.Namespace, sections: Mapping[str, Rounds], columns: Ma
     for name, rounds in sections.items():
         for column in columns[name]:
             print("\n".join(table(rounds, column.key, column.title, column.digits)))
-    if args.out is None:
-        return
+    if args.out is not None:
+        write_samples(args, sections)
+        print(f"\nraw samples: {args.out}")
+        print(plot(args.out.with_suffix(".png"), sections, columns))
+
+
+def write_samples(args: argparse.Namespace, sections: Mapping[str, Rounds]) -> None:
+    """Every raw sample, the arguments, the machine and the commit, as JSON in ``--out``."""
     arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     plain = {name: {"samples": rounds.samples, "absent": rounds.absent} for name, rounds in sections.items()}
     document = {"script": Path(sys.argv[0]).name, "arguments": arguments, "machine": machine(), "sections": plain}
     write_whole(args.out, document)
-    print(f"\nraw samples: {args.out}")
-    print(plot(args.out.with_suffix(".png"), sections, columns))
 
 
 def write_whole(file: Path, document: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import workload
-from measure import HERE, Column, Thunk, child, finish, interleave, parser
+from measure import HERE, Column, Thunk, child, finish, interleave, parser, write_samples
 
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain script, fp32": ("plain.py", {"precision": "fp32"}),
@@ -48,7 +48,9 @@ def main() -> None:
         thunks: dict[str, Thunk] = {
             name: partial(child, HERE / "peers" / file, job | more) for name, (file, more) in PEERS.items()
         }
-        rounds = interleave(thunks, args.rounds, warm_up={})
+        # A round takes half an hour: each is written, so that a run that is stopped has those before.
+        keep = (lambda found: write_samples(args, {"study": found})) if args.out else lambda found: None
+        rounds = interleave(thunks, args.rounds, warm_up={}, after=keep)
     print(f"\n{args.trials} trials of {args.epochs} epochs, {len(job['train'])} films, pruner {args.pruner}")
     finish(args, {"study": rounds}, {"study": COLUMNS})
 
