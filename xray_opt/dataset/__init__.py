@@ -11,7 +11,7 @@ from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, redrawn, remember, resplit, settled
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
-from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen, trivial_models
+from xray_opt.dataset.shortcuts import Shortcut, in_threads, shortcut_screen, trivial_models
 
 __all__ = [
     "LABELS",
@@ -23,6 +23,7 @@ __all__ = [
     "Shortcut",
     "audit",
     "decode",
+    "in_threads",
     "kept_manifest",
     "prepare",
     "prepared",
