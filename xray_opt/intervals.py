@@ -36,7 +36,7 @@ Z = 1.959964
 #: Scores that are no shares: any positive number. Scores that are sums of absolute values, which noise only adds to.
 UNBOUNDED, BIASED = ("loss",), ("ece",)
 #: Beginnings of the names of scores that are a share of films each.
-SHARES = ("accuracy", "precision", "sensitivity", "specificity", "flipped")
+SHARES = ("accuracy", "precision", "sensitivity", "specificity", "flipped", "prevalence")
 
 
 @dataclass(frozen=True)

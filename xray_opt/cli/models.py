@@ -60,7 +60,7 @@ def evaluate(
     docs/robustness.md tells what --robustness does to films. Its worst case and goals come first.
     """
     from xray_opt.cli.progress import Progress
-    from xray_opt.cli.robust import print_headline, print_robustness
+    from xray_opt.cli.robust import print_headline, print_robustness, print_shift, print_subgroups
     from xray_opt.config import Workspace
     from xray_opt.places import find_place
     from xray_opt.scoring import evaluate as score
@@ -88,6 +88,8 @@ def evaluate(
     elif result.left_out:
         out = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in result.left_out.items())
         click.echo(f"left out, as the model's own films or of its patients: {out}")
+    if result.shift:
+        print_shift(result.shift)
     if result.robustness:
         print_headline(result.robustness)
     rows = [
@@ -97,6 +99,7 @@ def evaluate(
     print_table(["", "F1", "AUC", "accuracy", "precision", "recall"], rows)
     click.echo(f"at threshold {result.threshold:.4f}, fixed on validation, with 95 % intervals over patients:")
     print_level_table(result.image, result.patient)
+    print_subgroups(result.subgroups)
     if result.robustness:
         print_robustness(result.robustness)
 

@@ -1,8 +1,9 @@
-"""How ``evaluate --robustness`` is printed: worst case and goals in the head, two tables, the shortcut test."""
+"""How ``evaluate`` prints what goes beyond scores: robustness with its worst case first, subgroups, shift."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from xray_opt.cli.output import between, print_table
 if TYPE_CHECKING:
     from xray_opt.intervals import Interval
     from xray_opt.robustness import Condition, Robustness
+    from xray_opt.scoring import Shift, Subgroup
 
 
 def print_headline(suite: Robustness) -> None:
@@ -60,3 +62,49 @@ def _flipped(share: Interval) -> str:
 
 def _ends(share: Interval) -> str | None:
     return None if share.low is None or share.high is None else f"{share.low:.1%} to {share.high:.1%}"
+
+
+def print_subgroups(parts: Sequence[Subgroup]) -> None:
+    """Scores of parts of the films, where there are parts."""
+    if not parts:
+        return
+    click.echo("parts of the films, with 95 % intervals over their patients:")
+    rows = [
+        [f"{one.by}: {one.name}", one.films, *(_brief(score) for score in (one.auc, one.sensitivity, one.specificity))]
+        for one in parts
+    ]
+    print_table(["", "films", "AUC", "sensitivity", "specificity"], rows)
+    if any(one.by == "subtype" for one in parts):
+        click.echo("a kind of pneumonia is set against all normal films")
+    few = {score.why for one in parts for score in (one.auc, one.sensitivity, one.specificity) if score.why}
+    for reason in sorted(few):
+        click.echo(f"no interval: {reason}")
+
+
+def print_shift(shift: Shift) -> None:
+    """Prevalence and drift of another folder, and a warning where its films look unlike those of training."""
+    share = shift.prevalence
+    there = "" if shift.trained is None else f"; {shift.trained:.1%} in training"
+    ends = f" ({_ends(share)})" if _ends(share) else ""
+    click.echo(f"pneumonia: {share.value:.1%} of the films{ends}{there}")
+    outside = shift.trained is not None and share.low is not None and share.high is not None
+    if outside and not share.low <= shift.trained <= share.high:
+        click.echo("prevalence shift: F1, precision and calibration do not compare with validation; AUC does")
+    if shift.drift is None:
+        click.echo(textwrap.fill(f"no drift score: {shift.why}", 80))
+        return
+    score = shift.drift.score
+    text = "(no interval)" if score.low is None else f"({score.low:.3f} to {score.high:.3f})"
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in shift.drift.parts.items())
+    click.echo(f"drift {score.value:.3f} {text}, .5 is like validation films; {parts}")
+    if shift.drift.unlike:
+        from xray_opt.dataset import FALSE_ALARMS
+
+        click.echo("warning: these films look unlike those of training; scores need not hold for them")
+        click.echo(f"(such a warning is false for at most {FALSE_ALARMS:.1%} of sets that are alike)")
+
+
+def _brief(score: Interval) -> str:
+    if score.value != score.value:
+        return "-"
+    return f"{score.value:.3f}" + ("" if score.low is None else f" {score.low:.2f}-{score.high:.2f}")

@@ -10,6 +10,8 @@ from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.opening import SealedTest, require_own, study_storage
 from xray_opt.scoring.outside import own_settings, strangers
 from xray_opt.scoring.predicting import Prediction, film_files, predict, promote
+from xray_opt.scoring.shift import Shift
+from xray_opt.scoring.subgroups import Subgroup
 
 __all__ = [
     "Evaluation",
@@ -19,6 +21,8 @@ __all__ = [
     "Level",
     "Prediction",
     "SealedTest",
+    "Shift",
+    "Subgroup",
     "cases_of",
     "evaluate",
     "explain",

@@ -21,6 +21,8 @@ from xray_opt.places import Place
 from xray_opt.robustness import MASKS, PERTURBATIONS, Rescored, Robustness, judge, rescore
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.selecting import Selection, select
+from xray_opt.scoring.shift import Shift, shift
+from xray_opt.scoring.subgroups import Subgroup, subgroups
 from xray_opt.tracking import log_run_file, log_run_metrics
 
 Progress = Callable[[int, int], None]
@@ -36,6 +38,8 @@ class Evaluation:
             films of the same patients; none where the model's own films are not known here.
         robustness: what changed films cost, where that was asked for; all scores are then of the films that could be
             read.
+        subgroups: scores of parts of the films.
+        shift: of another folder: what is other there than in training.
     """
 
     model: str
@@ -49,6 +53,8 @@ class Evaluation:
     patient: Level
     left_out: Mapping[str, int] | None = field(default_factory=dict)
     robustness: Robustness | None = None
+    subgroups: tuple[Subgroup, ...] = ()
+    shift: Shift | None = None
 
 
 def evaluate(
@@ -90,10 +96,20 @@ def evaluate(
         cases = cases_of(chosen.loaded, chosen.manifest, films)
     image, patient = levels(cases, threshold)
     own = cases.films.labels, cases.films.probabilities
-    halves = scores(*own), scores(*own, threshold)
-    left_out, patients = chosen.left_out, cases.whose.count
     result = Evaluation(
-        model, split, len(films), patients, threshold, *halves, image, patient, left_out, robustness=suite
+        model=model,
+        split=split,
+        films=len(films),
+        patients=cases.whose.count,
+        threshold=threshold,
+        at_half=scores(*own),
+        at_threshold=scores(*own, threshold),
+        image=image,
+        patient=patient,
+        left_out=chosen.left_out,
+        robustness=suite,
+        subgroups=subgroups(films, cases.films, threshold),
+        shift=shift(chosen.own, chosen.manifest, films) if split == "all" else None,
     )
     if suite is not None:
         _log(chosen, suite)
