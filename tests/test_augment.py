@@ -333,18 +333,15 @@ def test_each_is_seeded_keeps_the_shape_and_differs_between_films(name: str) -> 
     assert not torch.equal(first, Augment(OFF, 32)(pixels, generator(1)))
 
 
-@pytest.mark.parametrize("name", AGAINST)
+@pytest.mark.parametrize("name", [name for name in AGAINST if name != "border"])
 def test_what_comes_in_addition_leaves_crops_flips_and_angles_alone(name: str) -> None:
-    """One film through the same draws: where the addition does nothing to a film of one grey, all is as without it."""
+    """A film of one grey stays one, and the black corners that a rotation opens lie where they were."""
     flat = torch.full((8, 40, 40), 255, dtype=torch.uint8)
-    with_it = replace(AugmentConfig(), **{name: getattr(AGAINST[name], name)})
-    found = Augment(with_it, 32)(flat, generator(4))
-    plainly = Augment(AugmentConfig(), 32)(flat, generator(4))
-    if name == "brightness":  # white that was darkened
-        assert not torch.equal(found, plainly)
-        assert torch.equal(found > found.amin(dim=(1, 2, 3), keepdim=True) + 1, plainly > plainly.min() + 1)
-    elif name != "border":
-        torch.testing.assert_close(found, plainly, atol=1e-5, rtol=0)
+    config = replace(AugmentConfig(), **{name: getattr(AGAINST[name], name)})
+    with_it, plainly = (grey(Augment(one, 32)(flat, generator(4))) for one in (config, AugmentConfig()))
+    film, black = (one / one.amax(dim=(1, 2), keepdim=True) > 0.5 for one in (with_it, plainly))
+    assert torch.equal(film, black)
+    assert 0 < (~film).float().mean() < 0.5
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 95, 100])
@@ -357,8 +354,8 @@ def test_the_quantisation_is_that_of_a_grey_jpeg(quality: int, side: int) -> Non
         Image.fromarray(film.numpy()).save(buffer, "JPEG", quality=quality)
         theirs = torch.from_numpy(np.array(Image.open(buffer))).float()
         assert (own - theirs).abs().mean() < 0.3
-        loss = (theirs - film).abs().mean()
-        assert (own - film).abs().mean() == pytest.approx(loss, rel=0.2, abs=0.05)
+        loss = float((theirs - film).abs().mean())
+        assert float((own - film).abs().mean()) == pytest.approx(loss, rel=0.2, abs=0.05)
 
 
 def test_each_film_has_its_own_quality() -> None:
@@ -388,10 +385,10 @@ def test_greys_stay_in_order_and_within_the_range_that_was_asked_for() -> None:
 
 
 def test_chances_are_as_asked() -> None:
-    pixels = noise(600, 16)
+    pixels = noise(600, 40)
     for name in ("recompress", "equalise"):
-        changed = Augment(replace(OFF, **{name: 0.3}), 16)(pixels, generator())
-        same = (changed - Augment(OFF, 16)(pixels, generator())).abs().amax(dim=(1, 2, 3)) < 1e-5
+        changed = Augment(replace(OFF, **{name: 0.3}), 40)(pixels, generator())
+        same = (changed - Augment(OFF, 40)(pixels, generator())).abs().amax(dim=(1, 2, 3)) < 1e-5
         assert 0.6 < same.float().mean() < 0.8, name
 
 

@@ -246,8 +246,8 @@ def test_the_command_prints_the_worst_case_first_in_80_columns_and_logs(tuned) -
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1].startswith(f"worst case: {suite['robustness']['worst']}: AUC ")
-    assert sum(line.startswith("goal under 2%") for line in lines) == 2
-    assert {name for name in ALL if any(line.startswith(name) for line in lines)} == set(ALL)
+    assert sum(line.startswith("goal under 2 %") for line in lines) == 2
+    assert {name for name in ALL if any(line.strip().startswith(name) for line in lines)} == set(ALL)
     client = connect(TrackingConfig(), place.workspace).client
     run = str(read_study("tiny", place.workspace).best.notes["mlflow_run"])
     assert json.loads(Path(client.download_artifacts(run, "robustness-val.json")).read_text()) == suite["robustness"]

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xray_opt.dataset import Film
+from xray_opt.cli.robust import print_shift
+from xray_opt.dataset import Drift, Film
+from xray_opt.intervals import Interval
 from xray_opt.metrics import Cases, auc
 from xray_opt.phantom import make_phantoms
+from xray_opt.scoring import Shift
 from xray_opt.scoring.subgroups import subgroups
 
 
@@ -81,7 +84,7 @@ def test_evaluate_prints_parts_in_80_columns(tuned) -> None:
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     for one in parts:
-        assert any(line.startswith(f"{one['by']}: {one['name']}") for line in lines)
+        assert any(line.strip().startswith(f"{one['by']}: {one['name']}") for line in lines)
     assert place.json("evaluate")["shift"] is None
 
 
@@ -110,12 +113,31 @@ def test_another_folder_is_compared_with_training(tuned, others: Path, tmp_path:
             path.unlink()
         else:
             ImageOps.invert(Image.open(path).convert("L")).save(path, quality=95)
-    done = place.run("evaluate", "--data", str(inverted), "--split", "all")
-    assert done.returncode == 0, done.stderr
-    assert "warning: these films look unlike those of training" in done.stdout
-    assert "false for at most 2.5% of sets" in done.stdout
-    assert "prevalence shift: F1, precision" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    other = place.json("evaluate", "--data", str(inverted), "--split", "all")["shift"]
+    assert other["drift"]["score"]["value"] > 0.95
+    assert other["prevalence"]["value"] < alike["prevalence"]["value"] - 0.2
+    shown = place.run("evaluate", "--data", str(inverted), "--split", "all").stdout
+    assert f"drift {other['drift']['score']['value']:.3f}" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_shift_is_printed_with_its_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    certain = Drift(Interval(0.934, 0.912, 0.951), {"size": 0.5, "greys": 0.93, "layout": 0.88}, True)
+    print_shift(Shift(Interval(0.5, 0.45, 0.55), 0.731, certain))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "pneumonia: 50.0 % (45.0 to 55.0) of the films; 73.1 % in training",
+        "prevalence shift: F1, precision and calibration do not compare; AUC does",
+        "drift 0.934 (0.912 to 0.951), where .5 is like validation films",
+        "of each part alone: size 0.50, greys 0.93, layout 0.88",
+        "warning: these films look unlike those of training; scores may not hold here",
+        "(such a warning is false for at most 2.5 % of sets that are alike)",
+    ]
+    assert max(map(len, lines)) <= 80
+    print_shift(Shift(Interval(0.7, 0.6, 0.8), 0.731, Drift(Interval(0.55, why="too few"), {"size": 0.5})))
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("warning" in line or "shift" in line for line in lines)
+    assert "no interval: too few" in lines
 
 
 def test_where_training_films_went_there_is_no_drift_score_and_it_is_said(tuned, others: Path, tmp_path: Path) -> None:

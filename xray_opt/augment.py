@@ -143,7 +143,8 @@ def recompressed(grey: Tensor, quality: Tensor) -> Tensor:
     """
     side, room = grey.shape[-1], -grey.shape[-1] % 8
     levels = functional.pad((grey * 255).round(), (0, room, 0, room), mode="replicate") - 128
-    blocks = levels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # (B, 1, rows, 8, columns, 8)
+    count = levels.shape[-1] // 8
+    blocks = levels.reshape(len(grey), 1, count, 8, count, 8)
     cosines, steps = _cosines(grey.device), _sent(_steps(quality), grey.device)[:, None, None, :, None]
     found = torch.einsum("ij,bcrjsk,lk->bcrisl", cosines, blocks, cosines)
     blocks = torch.einsum("ji,bcrjsk,kl->bcrisl", cosines, (found / steps).round() * steps, cosines)

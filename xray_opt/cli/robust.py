@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xray_opt.cli.output import between, print_table
+from xray_opt.errors import printable
 
 if TYPE_CHECKING:
     from xray_opt.intervals import Interval
@@ -20,13 +21,14 @@ def print_headline(suite: Robustness) -> None:
     """The worst case and the goals; what could not be read."""
     worst = suite.worst_case
     auc = f"AUC {worst.auc.value:.3f}"
-    click.echo(textwrap.fill(f"worst case: {worst.name}: {auc}, {_flipped(worst.flipped)} flipped", 80))
+    click.echo(textwrap.fill(f"worst case: {worst.name}: {auc}, {_share(worst.flipped)} flipped", 80))
     for goal in suite.goals:
-        limit = f"under {goal.limit:.0%} flipped by {goal.what}"
-        click.echo(textwrap.fill(f"goal {limit}: {goal.verdict}, {_flipped(goal.flipped)}", 80))
+        limit = f"under {100 * goal.limit:.0f} % flipped by {goal.what}"
+        click.echo(textwrap.fill(f"goal {limit}: {goal.verdict}, {_share(goal.flipped)}", 80))
     if suite.unread:
         rest = f" and {len(suite.unread) - 3} more" if len(suite.unread) > 3 else ""
-        click.echo(f"{len(suite.unread)} films cannot be read any more: {'; '.join(suite.unread[:3])}{rest}")
+        named = printable("; ".join(suite.unread[:3]))
+        click.echo(f"{len(suite.unread)} films cannot be read any more: {named}{rest}")
 
 
 def print_robustness(suite: Robustness) -> None:
@@ -38,8 +40,10 @@ def print_robustness(suite: Robustness) -> None:
     print_table(["", *_COSTS], [_cost(one) for one in suite.conditions])
     click.echo("shortcut test: a part of every film painted out")
     print_table(["", "AUC", *_COSTS], [[one.name, one.auc.value, *_cost(one)[1:]] for one in suite.masks])
-    for line in suite.shortcuts or ("no shortcut found",):
-        click.echo(line if line.startswith("no") else f"shortcut: {line}")
+    for line in suite.shortcuts:
+        click.echo(f"shortcut: {line}")
+    if not suite.shortcuts:
+        click.echo("no shortcut found")
     reasons = {one.auc.why or one.flipped.why for one in (suite.plain, *suite.conditions, *suite.masks)} - {None}
     for reason in sorted(str(reason) for reason in reasons):
         click.echo(f"no interval: {reason}")
@@ -52,16 +56,20 @@ def _cost(one: Condition) -> list[object]:
     change = one.auc_change
     ends = None if change.low is None else f"{change.low:+.3f} to {change.high:+.3f}"
     moved = None if change.value != change.value else f"{change.value:+.4f}"
-    return [one.name, moved, ends, f"{one.flipped.value:.1%}", _ends(one.flipped)]
+    return [one.name, moved, ends, _percent(one.flipped.value), _ends(one.flipped)]
 
 
-def _flipped(share: Interval) -> str:
+def _share(share: Interval) -> str:
     ends = _ends(share)
-    return f"{share.value:.1%}" + (f" ({ends})" if ends else "")
+    return _percent(share.value) + (f" ({ends})" if ends else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _ends(share: Interval) -> str | None:
-    return None if share.low is None or share.high is None else f"{share.low:.1%} to {share.high:.1%}"
+    return None if share.low is None or share.high is None else f"{100 * share.low:.1f} to {100 * share.high:.1f}"
 
 
 def print_subgroups(parts: Sequence[Subgroup]) -> None:
@@ -84,27 +92,30 @@ def print_subgroups(parts: Sequence[Subgroup]) -> None:
 def print_shift(shift: Shift) -> None:
     """Prevalence and drift of another folder, and a warning where its films look unlike those of training."""
     share = shift.prevalence
-    there = "" if shift.trained is None else f"; {shift.trained:.1%} in training"
-    ends = f" ({_ends(share)})" if _ends(share) else ""
-    click.echo(f"pneumonia: {share.value:.1%} of the films{ends}{there}")
+    there = "" if shift.trained is None else f"; {_percent(shift.trained)} in training"
+    click.echo(f"pneumonia: {_share(share)} of the films{there}")
     outside = shift.trained is not None and share.low is not None and share.high is not None
     if outside and not share.low <= shift.trained <= share.high:
-        click.echo("prevalence shift: F1, precision and calibration do not compare with validation; AUC does")
+        click.echo("prevalence shift: F1, precision and calibration do not compare; AUC does")
     if shift.drift is None:
         click.echo(textwrap.fill(f"no drift score: {shift.why}", 80))
         return
     score = shift.drift.score
-    text = "(no interval)" if score.low is None else f"({score.low:.3f} to {score.high:.3f})"
+    text = "" if score.low is None else f" ({score.low:.3f} to {score.high:.3f})"
     parts = ", ".join(f"{name} {value:.2f}" for name, value in shift.drift.parts.items())
-    click.echo(f"drift {score.value:.3f} {text}, .5 is like validation films; {parts}")
+    click.echo(f"drift {score.value:.3f}{text}, where .5 is like validation films")
+    click.echo(f"of each part alone: {parts}")
+    if score.why:
+        click.echo(f"no interval: {score.why}")
     if shift.drift.unlike:
         from xray_opt.dataset import FALSE_ALARMS
 
-        click.echo("warning: these films look unlike those of training; scores need not hold for them")
-        click.echo(f"(such a warning is false for at most {FALSE_ALARMS:.1%} of sets that are alike)")
+        click.echo("warning: these films look unlike those of training; scores may not hold here")
+        click.echo(f"(such a warning is false for at most {_percent(FALSE_ALARMS)} of sets that are alike)")
 
 
 def _brief(score: Interval) -> str:
     if score.value != score.value:
         return "-"
-    return f"{score.value:.3f}" + ("" if score.low is None else f" {score.low:.2f}-{score.high:.2f}")
+    ends = "" if score.low is None else f" {score.low:.2f}-{score.high:.2f}".replace("0.", ".")
+    return f"{score.value:.3f}{ends}"

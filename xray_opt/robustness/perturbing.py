@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,7 @@ def _inner(grey: Grey, down: float, across: float) -> Grey:
     return np.ascontiguousarray(grey[rows, columns])
 
 
-def _looked_up(grey: Grey, table: NDArray[np.float64]) -> Grey:
+def _looked_up(grey: Grey, table: NDArray[np.floating[Any]]) -> Grey:
     greys: Grey = np.rint(np.clip(table, 0, 255)).astype(np.uint8)
     return greys[grey]
 

@@ -146,9 +146,11 @@ def _log(chosen: Selection, suite: Robustness) -> None:
         name = f"outside-{chosen.manifest.sha256[:12]}"
     else:
         log_run_metrics(chosen.connection, run_id, suite.metrics(name))
+    # Names of films stay here where the store is elsewhere: there the reasons must do.
+    unread = [one if chosen.connection.local else one.partition(": ")[2] for one in suite.unread]
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         path = Path(folder) / f"robustness-{name}.json"
-        path.write_text(json.dumps(json_ready(asdict(suite)), indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(json_ready(asdict(suite) | {"unread": unread}), indent=1) + "\n", encoding="utf-8")
         log_run_file(chosen.connection, run_id, path)
 
 

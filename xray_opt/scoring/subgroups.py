@@ -83,5 +83,5 @@ def _by_size(films: Sequence[Film]) -> Members:
         members = (sizes > low) & (sizes <= high)
         if members.any():
             least, most = sizes[members].min() / 1e6, sizes[members].max() / 1e6
-            found[f"{least:.3g} to {most:.3g} Mpx"] = members
+            found[f"{least:.2g}-{most:.2g} Mpx"] = members
     return found
