@@ -84,8 +84,8 @@ def print_subgroups(parts: Sequence[Subgroup]) -> None:
     print_table(["", "films", "AUC", "sensitivity", "specificity"], rows)
     if any(one.by == "subtype" for one in parts):
         click.echo("a kind of pneumonia is set against all normal films")
-    few = {score.why for one in parts for score in (one.auc, one.sensitivity, one.specificity) if score.why}
-    for reason in sorted(few):
+    scores = (score for one in parts for score in (one.auc, one.sensitivity, one.specificity))
+    for reason in sorted({score.why.partition(":")[0] for score in scores if score.why}):  # without each part's number
         click.echo(f"no interval: {reason}")
 
 
@@ -94,8 +94,8 @@ def print_shift(shift: Shift) -> None:
     share = shift.prevalence
     there = "" if shift.trained is None else f"; {_percent(shift.trained)} in training"
     click.echo(f"pneumonia: {_share(share)} of the films{there}")
-    outside = shift.trained is not None and share.low is not None and share.high is not None
-    if outside and not share.low <= shift.trained <= share.high:
+    trained, low, high = shift.trained, share.low, share.high
+    if trained is not None and low is not None and high is not None and not low <= trained <= high:
         click.echo("prevalence shift: F1, precision and calibration do not compare; AUC does")
     if shift.drift is None:
         click.echo(textwrap.fill(f"no drift score: {shift.why}", 80))
