@@ -15,7 +15,6 @@ from xray_opt.cache import open_images
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
 from xray_opt.evaluate import Predictor, assess, predict_logits
-from xray_opt.explain import grad_cam, towards
 from xray_opt.robustness import MASKS, PERTURBATIONS, Robustness, rescore
 from xray_opt.scoring.evaluating import judged
 from xray_opt.trainer import Trainer
@@ -56,7 +55,7 @@ def film(chance: np.random.Generator, label: int, marked: bool) -> np.ndarray:
     return np.clip(grey, 0, 255).astype(np.uint8)
 
 
-def trained(folder: Path, marked: bool) -> tuple[Robustness, Predictor, list[np.ndarray]]:
+def trained(folder: Path, marked: bool) -> Robustness:
     """The suite on validation films of a network that was trained on such films."""
     chance = np.random.default_rng(0)
     for number in range(120):
@@ -74,23 +73,17 @@ def trained(folder: Path, marked: bool) -> tuple[Robustness, Predictor, list[np.
     predictor = Predictor(network, make_bundle(base, CONFIG, images.side), torch.device("cpu"))
     films = manifest.of("val")
     found = rescore(predictor, [Path(manifest.root) / one.path for one in films], {**PERTURBATIONS, **MASKS})
-    suite = judged(found, films, fixed.calibration.temperature, fixed.threshold)
-    return suite, predictor, [film(chance, 1, marked) for _ in range(20)]
+    return judged(found, films, fixed.calibration.temperature, fixed.threshold)
 
 
 @pytest.mark.slow
-def test_a_planted_corner_mark_is_flagged_and_lit_up_and_clean_films_are_not(tmp_path: Path) -> None:
-    marked, predictor, sick = trained(tmp_path / "marked", True)
+def test_a_planted_corner_mark_is_flagged_and_clean_films_are_not(tmp_path: Path) -> None:
+    marked = trained(tmp_path / "marked", True)
     assert marked.plain.auc.value > 0.95
     flagged = " ".join(marked.shortcuts)
     assert "reads the corners" in flagged
     assert "reads the border" in flagged
     assert "tells the class without the lungs" in flagged
-    _, maps = grad_cam(predictor.network, np.stack(sick), CONFIG.image.size, torch.device("cpu"))
-    heat = towards(maps, np.ones(len(sick), dtype=np.int64))
-    assert heat.shape == (20, 2, 2)  # a place is 32 px of the input
-    assert np.mean(heat.reshape(20, 4).argmax(axis=1) == 0) > 0.8
-
-    clean, _, _ = trained(tmp_path / "clean", False)
+    clean = trained(tmp_path / "clean", False)
     assert clean.plain.auc.value > 0.95
     assert clean.shortcuts == ()
