@@ -19,7 +19,7 @@ ROWS = (
     ("cache", "adapter", "augment"),
     ("feed",),
     ("evaluate",),
-    ("mlflow_client", "trainer", "system_metrics"),
+    ("mlflow_client", "trainer", "system_metrics", "robustness", "explain"),
     ("tracking", "registry", "served_model"),
     ("experiment",),
     ("tuning",),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as reference
+from PIL import Image, ImageOps
 from scipy.stats import ks_2samp, norm
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
-from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, affine, crop_boxes, plain
+from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, affine, crop_boxes, equalising, plain, recompressed
 from xray_opt.config import AugmentConfig
 
 OFF = AugmentConfig(scale_min=1.0, scale_max=1.0, ratio_min=1.0, ratio_max=1.0, flip=0.0, rotation=0.0)
@@ -285,3 +289,117 @@ def test_another_distribution_of_pixels_is_told_apart(
 ) -> None:
     found, threshold = distance(altered, theirs)
     assert found > threshold
+
+
+AGAINST = {
+    "border": AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, border=0.2),
+    "recompress": AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, recompress=1.0),
+    "gamma": AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, gamma=0.5),
+    "brightness": AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, brightness=0.2),
+    "equalise": AugmentConfig(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, equalise=1.0),
+}
+
+
+def as_before(pixels: torch.Tensor, config: AugmentConfig, size: int, chance: torch.Generator) -> torch.Tensor:
+    """What the augmentation was before anything against shortcuts came in."""
+    boxes = crop_boxes(len(pixels), pixels.shape[-1], config, chance)
+    signs = 1 - 2 * (torch.rand(len(pixels), generator=chance) < config.flip).double()
+    degrees = (2 * torch.rand(len(pixels), generator=chance).double() - 1) * config.rotation
+    theta = affine(boxes, pixels.shape[-1], signs, degrees)
+    grid = torch.nn.functional.affine_grid(theta, [len(pixels), 1, size, size], align_corners=False)
+    sampled = torch.nn.functional.grid_sample(pixels.unsqueeze(1).float() / 255, grid, align_corners=False)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return torch.addcmul(-mean / std, sampled.permute(0, 2, 3, 1), 1 / std).permute(0, 3, 1, 2)
+
+
+def test_off_is_as_before_to_the_bit_and_draws_nothing() -> None:
+    pixels, before, now = noise(16, 40), generator(3), generator(3)
+    assert torch.equal(Augment(AugmentConfig(), 32)(pixels, now), as_before(pixels, AugmentConfig(), 32, before))
+    assert torch.equal(now.get_state(), before.get_state())
+
+
+@pytest.mark.parametrize("name", AGAINST)
+def test_each_is_seeded_keeps_the_shape_and_differs_between_films(name: str) -> None:
+    pixels, augment = smooth(1, 52).expand(6, 52, 52), Augment(AGAINST[name], 32)
+    first, again, other = (augment(pixels, generator(seed)) for seed in (1, 1, 2))
+    assert first.shape == (6, 3, 32, 32)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(first, again)
+    if name == "equalise":  # nothing is drawn where it is certain
+        assert torch.equal(first[:1].expand_as(first), first)
+    else:
+        assert not torch.equal(first, other)
+        assert len({tuple(film.flatten().tolist()) for film in first}) > 1
+    assert not torch.equal(first, Augment(OFF, 32)(pixels, generator(1)))
+
+
+@pytest.mark.parametrize("name", [name for name in AGAINST if name != "border"])
+def test_what_comes_in_addition_leaves_crops_flips_and_angles_alone(name: str) -> None:
+    """A film of one grey stays one, and the black corners that a rotation opens lie where they were."""
+    flat = torch.full((8, 40, 40), 255, dtype=torch.uint8)
+    config = replace(AugmentConfig(), **{name: getattr(AGAINST[name], name)})
+    with_it, plainly = (grey(Augment(one, 32)(flat, generator(4))) for one in (config, AugmentConfig()))
+    film, black = (one / one.amax(dim=(1, 2), keepdim=True) > 0.5 for one in (with_it, plainly))
+    assert torch.equal(film, black)
+    assert 0 < (~film).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 95, 100])
+@pytest.mark.parametrize("side", [64, 45])
+def test_the_quantisation_is_that_of_a_grey_jpeg(quality: int, side: int) -> None:
+    pixels = smooth(3, side)
+    ours = recompressed(pixels.unsqueeze(1).float() / 255, torch.tensor([quality] * 3)) * 255
+    for film, own in zip(pixels, ours[:, 0], strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(film.numpy()).save(buffer, "JPEG", quality=quality)
+        theirs = torch.from_numpy(np.array(Image.open(buffer))).float()
+        assert (own - theirs).abs().mean() < 0.3
+        loss = float((theirs - film).abs().mean())
+        assert float((own - film).abs().mean()) == pytest.approx(loss, rel=0.2, abs=0.05)
+
+
+def test_each_film_has_its_own_quality() -> None:
+    pixels = smooth(1, 64).expand(2, 64, 64).unsqueeze(1).float() / 255
+    both = recompressed(pixels, torch.tensor([10, 90]))
+    assert torch.equal(both[:1], recompressed(pixels[:1], torch.tensor([10])))
+    assert torch.equal(both[1:], recompressed(pixels[1:], torch.tensor([90])))
+
+
+def test_flat_histograms_are_pillows() -> None:
+    films = torch.cat([smooth(3, 50), noise(1, 50) // 3, torch.full((1, 50, 50), 9, dtype=torch.uint8)])
+    for film, table in zip(films, equalising(films), strict=True):
+        expected = np.array(ImageOps.equalize(Image.fromarray(film.numpy())))
+        assert np.array_equal((table * 255).round().numpy()[film.numpy()], expected)
+
+
+def test_greys_stay_in_order_and_within_the_range_that_was_asked_for() -> None:
+    ramp = torch.arange(256, dtype=torch.uint8).expand(500, 256).reshape(500, 16, 16)
+    powers = grey(Augment(replace(OFF, gamma=0.5), 16)(ramp, generator())).flatten(1)
+    found = powers[:, 128].log() / torch.tensor(128 / 255).log()
+    assert 1 / 1.5 - 1e-3 < found.min() < 0.69
+    assert 1.45 < found.max() < 1.5 + 1e-3
+    assert (powers.diff(dim=1) > 0).all()
+    shifts = grey(Augment(replace(OFF, brightness=0.2), 16)(ramp, generator())).flatten(1)[:, 128] - 128 / 255
+    assert -0.2 - 1e-4 < shifts.min() < -0.19
+    assert 0.19 < shifts.max() < 0.2 + 1e-4
+
+
+def test_chances_are_as_asked() -> None:
+    pixels = noise(600, 40)
+    for name in ("recompress", "equalise"):
+        changed = Augment(replace(OFF, **{name: 0.3}), 40)(pixels, generator())
+        same = (changed - Augment(OFF, 40)(pixels, generator())).abs().amax(dim=(1, 2, 3)) < 1e-5
+        assert 0.6 < same.float().mean() < 0.8, name
+
+
+def test_borders_are_lost_edge_by_edge_and_never_more_than_asked() -> None:
+    """Two ramps tell where the edges of each film came to lie."""
+    ramp = (torch.arange(128) * 2).to(torch.uint8)
+    across, down = (film.expand(400, 128, 128) for film in (ramp, ramp[:, None]))
+    for films, dim in ((across, 2), (down, 1)):
+        shown = grey(Augment(replace(OFF, border=0.2), 128)(films, generator(6))).mean(dim=3 - dim) * 255 / 256
+        first, last = shown[:, 2], 1 - shown[:, -3]
+        for lost in (first, last):
+            assert 0 < lost.min() < 0.03
+            assert 0.19 < lost.max() < 0.225
+        assert abs(torch.corrcoef(torch.stack([first, last]))[0, 1]) < 0.2

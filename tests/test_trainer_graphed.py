@@ -30,6 +30,13 @@ from xray_opt.trainer.graphed import Graphed
 from xray_opt.trainer.step import Stepper
 from xray_opt.trainer.trainer import make_optimizer
 
+AGAINST_SHORTCUTS = {
+    "augment_border": 0.1,
+    "augment_recompress": 0.5,
+    "augment_gamma": 0.3,
+    "augment_brightness": 0.1,
+    "augment_equalise": 0.3,
+}
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
 
@@ -464,8 +471,9 @@ def test_on_a_gpu_all_ranks_share_one_capture_and_memory_stays_flat(base, images
 
 @CUDA
 @pytest.mark.parametrize("graphs", [False, True])
-def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs):
-    trainer = Trainer(on_gpu(training_cuda_graphs=graphs), images, base)
+@pytest.mark.parametrize("against", [{}, AGAINST_SHORTCUTS], ids=["plain", "against shortcuts"])
+def test_on_a_gpu_no_step_waits_for_the_device(base, images, gpu, graphs, against):
+    trainer = Trainer(on_gpu(training_cuda_graphs=graphs, **against), images, base)
     trainer._train(1)  # what waits is what is made once
     generator, order = torch.Generator().manual_seed(0), [list(range(6)), list(range(6, 12))]
     batches = trainer_room.feed(images.train, gpu).batches([torch.tensor(part).numpy() for part in order])

@@ -20,6 +20,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``confirm``            retrain a study's best settings and judge them by that
 ``finalize``           open the test split once for the chosen model
 ``evaluate``           score a model on a split or on other films
+``explain``            a sheet of films with heat maps
 ``predict``            probabilities of films
 ``promote``            move the champion
 ``find_place``         where a study lies: its Optuna storage, its MLflow store
@@ -72,6 +73,7 @@ leaderboard = _with_environment(boards.leaderboard)
 confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
 evaluate = _with_environment(scoring.evaluate)
+explain = _with_environment(scoring.explain)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
 find_place = _with_environment(places.find_place)
@@ -93,6 +95,7 @@ __all__ = [
     "delete_whole_study",
     "diagnose",
     "evaluate",
+    "explain",
     "finalize",
     "find_place",
     "find_study",

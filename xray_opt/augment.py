@@ -3,6 +3,9 @@
 Random resized crop, horizontal flip and rotation are composed into one affine map a film and sampled once, on
 the device, from single-channel uint8. Only the given generator draws, on the CPU, so results do not depend on
 the device's own randomness.
+
+What counters shortcuts (greys, JPEG's quantisation, cut borders) is off by default, and then costs and draws nothing.
+It is batched as well, keeps every shape, and never waits for the device.
 """
 
 from __future__ import annotations
@@ -22,6 +25,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 #: Draws of a crop before the central fallback, as in torchvision.
 TRIES = 10
+#: JPEG's table of quantisation for luminance at quality 50 (ITU-T T.81, annex K).
+QUANTISATION = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
 
 
 class Augment:
@@ -31,6 +45,8 @@ class Augment:
     centre. Two differences, both for the better: there is one interpolation instead of two, and corners that the
     rotation opens show the film beyond the crop where there is any, black only beyond the film. With all
     randomness off and ``size`` equal to the side of the pixels the result is :func:`plain`'s.
+
+    Before them come, where ``config`` asks for it, other greys, JPEG's quantisation, and borders cut off.
     """
 
     def __init__(self, config: AugmentConfig, size: int) -> None:
@@ -46,8 +62,37 @@ class Augment:
         boxes = crop_boxes(films, side, self.config, generator)
         signs = 1 - 2 * (torch.rand(films, generator=generator) < self.config.flip).double()
         degrees = (2 * torch.rand(films, generator=generator).double() - 1) * self.config.rotation
+        if self.config.border:
+            boxes = _within_borders(boxes, side, self.config.border, generator)
+        grey = self._recompressed(self._with_other_greys(pixels, generator), generator)
         theta = affine(boxes, side, signs, degrees)
-        return _normalise(_resample(pixels, theta, _levels(boxes, self.size), self.size))
+        return _normalise(_resample(grey, theta, _levels(boxes, self.size), self.size))
+
+    def _with_other_greys(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, 1, side, side) in [0, 1] of ``pixels``: a table of 256 greys a film, where any setting asks for one."""
+        films, config = len(pixels), self.config
+        if not (config.gamma or config.brightness or config.equalise):
+            return _unit(pixels)
+        table = (torch.arange(256, device=pixels.device) / 255).expand(films, 256)
+        if config.equalise:
+            chosen = torch.rand(films, 1, generator=generator) < config.equalise
+            table = torch.where(_sent(chosen, pixels.device), equalising(pixels), table)
+        if config.gamma:
+            either_way = 2 * torch.rand(films, 1, generator=generator) - 1
+            table = table ** _sent((1 + config.gamma) ** either_way, pixels.device)
+        if config.brightness:
+            shift = config.brightness * (2 * torch.rand(films, 1, generator=generator) - 1)
+            table = (table + _sent(shift, pixels.device)).clamp(0, 1)
+        return table.gather(1, pixels.flatten(1).long()).view_as(pixels).unsqueeze(1)
+
+    def _recompressed(self, grey: Tensor, generator: torch.Generator) -> Tensor:
+        config = self.config
+        if not config.recompress:
+            return grey
+        films = len(grey)
+        chosen = torch.rand(films, 1, 1, 1, generator=generator) < config.recompress
+        quality = torch.randint(config.quality_min, config.quality_max + 1, (films,), generator=generator)
+        return torch.where(_sent(chosen, grey.device), recompressed(grey, quality), grey)
 
 
 def plain(pixels: Tensor, size: int) -> Tensor:
@@ -79,6 +124,58 @@ def crop_boxes(films: int, side: int, config: AugmentConfig, generator: torch.Ge
     return torch.where(fits.any(dim=1, keepdim=True), boxes, _central_box(side, config))
 
 
+def equalising(pixels: Tensor) -> Tensor:
+    """(B, 256) grey in [0, 1] for each grey of (B, side, side) uint8, as Pillow's ``ImageOps.equalize``."""
+    places = pixels.flatten(1).long()
+    counts = torch.zeros(len(pixels), 256, device=pixels.device)
+    counts.scatter_add_(1, places, torch.ones(1, 1, device=pixels.device).expand_as(places))
+    brightest = places.amax(dim=1, keepdim=True)
+    step = ((places.shape[1] - counts.gather(1, brightest)) / 255).floor()
+    greys = ((step / 2).floor() + counts.cumsum(dim=1) - counts).div(step.clamp(min=1)).floor().clamp(max=255)
+    return torch.where(step > 0, greys, torch.arange(256.0, device=pixels.device)) / 255
+
+
+def recompressed(grey: Tensor, quality: Tensor) -> Tensor:
+    """(B, 1, side, side) in [0, 1] after JPEG's loss: blocks of 8 × 8, their cosine transform, rounding by a table.
+
+    ``quality`` (B,) 1 to 100 on the CPU, with the tables of libjpeg. Equal to a grey JPEG but for its integer
+    arithmetic.
+    """
+    side, room = grey.shape[-1], -grey.shape[-1] % 8
+    levels = functional.pad((grey * 255).round(), (0, room, 0, room), mode="replicate") - 128
+    count = levels.shape[-1] // 8
+    blocks = levels.reshape(len(grey), 1, count, 8, count, 8)
+    cosines, steps = _cosines(grey.device), _sent(_steps(quality), grey.device)[:, None, None, :, None]
+    found = torch.einsum("ij,bcrjsk,lk->bcrisl", cosines, blocks, cosines)
+    blocks = torch.einsum("ji,bcrjsk,kl->bcrisl", cosines, (found / steps).round() * steps, cosines)
+    levels = blocks.flatten(4, 5).flatten(2, 3)[..., :side, :side] + 128
+    return levels.round().clamp(0, 255) / 255
+
+
+def _steps(quality: Tensor) -> Tensor:
+    """(B, 8, 8) float32 steps of quantisation of (B,) qualities."""
+    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return ((torch.tensor(QUANTISATION) * scale[:, None, None] + 50) // 100).clamp(1, 255).float()
+
+
+@lru_cache
+def _cosines(device: torch.device) -> Tensor:
+    """(8, 8) orthonormal cosine transform: frequencies down, places across."""
+    down, across = torch.arange(8.0)[:, None], torch.arange(8.0)
+    waves = torch.cos(math.pi * down * (2 * across + 1) / 16) / 2
+    waves[0] /= math.sqrt(2)
+    return waves.to(device)
+
+
+def _within_borders(boxes: Tensor, side: int, most: float, generator: torch.Generator) -> Tensor:
+    """``boxes`` in what is left of a film that loses its own share, at most ``most``, at each edge."""
+    left, right, top, bottom = (most * torch.rand(4, len(boxes), generator=generator, dtype=torch.float64)).unbind()
+    across, down = 1 - left - right, 1 - top - bottom
+    return torch.stack([left * side, top * side, 0 * left, 0 * top], dim=1) + boxes * torch.stack(
+        [across, down, across, down], dim=1
+    )
+
+
 def affine(boxes: Tensor, side: int, signs: Tensor, degrees: Tensor) -> Tensor:
     """(B, 2, 3) float32 map from output to input coordinates in [-1, 1] (``align_corners=False``).
 
@@ -108,9 +205,9 @@ def _levels(boxes: Tensor, size: int) -> list[int]:
     return levels
 
 
-def _resample(pixels: Tensor, theta: Tensor, levels: list[int], size: int) -> Tensor:
-    """Sample each film from its level of the pyramid → (B, 1, size, size) in [0, 1], black beyond the film."""
-    grey, theta = _unit(pixels), _sent(theta, pixels.device)
+def _resample(grey: Tensor, theta: Tensor, levels: list[int], size: int) -> Tensor:
+    """Sample each film (B, 1, side, side) from its level of the pyramid → (B, 1, size, size), black beyond the film."""
+    theta = _sent(theta, grey.device)
     if len(set(levels)) == 1:
         return _sample(_halved(grey, levels[0]), theta, size)
     sampled = grey.new_empty(len(levels), 1, size, size)

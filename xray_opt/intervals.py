@@ -35,6 +35,8 @@ BLOCK = 4_000_000
 Z = 1.959964
 #: Scores that are no shares: any positive number. Scores that are sums of absolute values, which noise only adds to.
 UNBOUNDED, BIASED = ("loss",), ("ece",)
+#: Beginnings of the names of scores that are a share of films each.
+SHARES = ("accuracy", "precision", "sensitivity", "specificity", "flipped", "prevalence")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _without_bias(value: float, drawn: Floats) -> Interval:
 
 def _at_the_edge(name: str, value: float, patients: int) -> Interval:
     """Where all went right (or wrong) no resample differs. For a share the exact bound of so many patients is known."""
-    if not name.startswith(("accuracy", "precision", "sensitivity", "specificity")):
+    if not name.startswith(SHARES):
         return Interval(value, why=f"it is {value:.0f} in every resample")
     bound = (0.05 / 2) ** (1 / patients)
     return Interval(value, bound, 1.0) if value else Interval(value, 0.0, 1 - bound)

@@ -26,6 +26,7 @@ COMMANDS = {
     "confirm": "confirm",
     "finalize": "evidence",
     "evaluate": "models",
+    "explain": "explain",
     "predict": "models",
     "promote": "models",
     "weights": "models",

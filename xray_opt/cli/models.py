@@ -36,6 +36,7 @@ sensitivity_option = click.option(
 @click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
 @click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
 @sensitivity_option
+@click.option("--robustness", is_flag=True, help="Also score films re-compressed, cut, reshaped, brighter, painted …")
 @device_option
 @of_study
 @storage_option
@@ -47,19 +48,37 @@ def evaluate(
     data: str | None,
     why: str | None,
     sensitivity: float | None,
+    robustness: bool,
     device: str,
     study_name: str | None,
     storage: str | None,
     uri: str | None,
     as_json: bool,
 ) -> None:
-    """Score a model on a split of its own data, or on all films of another folder that are not its own."""
+    """Score a model on a split of its own data, or on all films of another folder that are not its own.
+
+    docs/robustness.md tells what --robustness does to films. Its worst case and goals come first.
+    """
+    from xray_opt.cli.progress import Progress
+    from xray_opt.cli.robust import print_headline, print_robustness, print_shift, print_subgroups
     from xray_opt.config import Workspace
     from xray_opt.places import find_place
     from xray_opt.scoring import evaluate as score
 
     place = find_place(Workspace.here(), study_name, storage, uri)
-    result = score(model, split, Workspace.here(), data, why, device, place, sensitivity)
+    bar = Progress().bar
+    result = score(
+        model,
+        split,
+        Workspace.here(),
+        data,
+        why,
+        device,
+        place,
+        sensitivity,
+        robustness,
+        lambda done, n: bar("change", done, n),
+    )
     if as_json:
         print_json(asdict(result))
         return
@@ -69,6 +88,10 @@ def evaluate(
     elif result.left_out:
         out = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in result.left_out.items())
         click.echo(f"left out, as the model's own films or of its patients: {out}")
+    if result.shift:
+        print_shift(result.shift)
+    if result.robustness:
+        print_headline(result.robustness)
     rows = [
         [f"threshold {threshold:.4f}", s.f1, s.auc, s.accuracy, s.precision, s.recall]
         for threshold, s in ((0.5, result.at_half), (result.threshold, result.at_threshold))
@@ -76,6 +99,9 @@ def evaluate(
     print_table(["", "F1", "AUC", "accuracy", "precision", "recall"], rows)
     click.echo(f"at threshold {result.threshold:.4f}, fixed on validation, with 95 % intervals over patients:")
     print_level_table(result.image, result.patient)
+    print_subgroups(result.subgroups)
+    if result.robustness:
+        print_robustness(result.robustness)
 
 
 @click.command()

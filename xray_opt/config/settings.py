@@ -158,7 +158,18 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """RandomResizedCrop (area share and aspect range), horizontal flip, rotation in degrees either way."""
+    """RandomResizedCrop (area share and aspect range), horizontal flip, rotation in degrees either way.
+
+    What follows them counters shortcuts (docs/robustness.md) and is off at 0: then nothing is drawn for it either.
+
+    Attributes:
+        border: each edge of the film loses its own share of the side, at most this one, before the crop.
+        recompress: chance that a film is quantised as JPEG does it, at a quality from ``quality_min`` to
+            ``quality_max``; at the size of the cache, not of the file.
+        gamma: the greys are taken to a power from ``1 / (1 + gamma)`` to ``1 + gamma``.
+        brightness: the greys are moved by at most this share of the full scale, either way.
+        equalise: chance that a film's histogram is made flat.
+    """
 
     scale_min: float = 0.7
     scale_max: float = 1.0
@@ -166,6 +177,13 @@ class AugmentConfig:
     ratio_max: float = 4 / 3
     flip: float = 0.5
     rotation: float = 15.0
+    border: float = 0.0
+    recompress: float = 0.0
+    quality_min: int = 30
+    quality_max: int = 95
+    gamma: float = 0.0
+    brightness: float = 0.0
+    equalise: float = 0.0
 
     def __post_init__(self) -> None:
         scale, ratio = (self.scale_min, self.scale_max), (self.ratio_min, self.ratio_max)
@@ -173,6 +191,13 @@ class AugmentConfig:
         _require(0 < ratio[0] <= ratio[1] <= 10, "augment.ratio_min/max", "0 < min <= max <= 10", ratio)
         _require(0 <= self.flip <= 1, "augment.flip", "a probability", self.flip)
         _require(0 <= self.rotation <= 180, "augment.rotation", "0 to 180 degrees", self.rotation)
+        _require(0 <= self.border <= 0.4, "augment.border", "0 to 0.4 of a side", self.border)
+        _require(0 <= self.recompress <= 1, "augment.recompress", "a probability", self.recompress)
+        quality = (self.quality_min, self.quality_max)
+        _require(1 <= quality[0] <= quality[1] <= 100, "augment.quality_min/max", "1 <= min <= max <= 100", quality)
+        _require(0 <= self.gamma <= 4, "augment.gamma", "0 to 4", self.gamma)
+        _require(0 <= self.brightness <= 1, "augment.brightness", "0 to 1", self.brightness)
+        _require(0 <= self.equalise <= 1, "augment.equalise", "a probability", self.equalise)
 
 
 @dataclass(frozen=True)

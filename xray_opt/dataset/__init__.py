@@ -5,17 +5,20 @@ keeps the result, ``audit`` checks it again from the files.
 """
 
 from xray_opt.dataset.audit import Audit, audit
+from xray_opt.dataset.drift import FALSE_ALARMS, Drift, drift
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, redrawn, remember, resplit, settled
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
-from xray_opt.dataset.shortcuts import Shortcut, shortcut_screen, trivial_models
+from xray_opt.dataset.shortcuts import Shortcut, in_threads, shortcut_screen, trivial_models
 
 __all__ = [
+    "FALSE_ALARMS",
     "LABELS",
     "Audit",
+    "Drift",
     "Film",
     "LeftOut",
     "Manifest",
@@ -23,6 +26,8 @@ __all__ = [
     "Shortcut",
     "audit",
     "decode",
+    "drift",
+    "in_threads",
     "kept_manifest",
     "prepare",
     "prepared",

@@ -1,23 +1,31 @@
-"""Uses models: score one on a split or on an outside folder, predict films, promote.
+"""Uses models: score one on a split or on an outside folder, predict and explain films, promote.
 
 The test split is sealed. Whoever opens it says why, and each opening is written to the study (who, when, why, with
 which command) and to MLflow before a film of it is handed out; ``compare`` shows test scores of opened trials only.
 """
 
 from xray_opt.scoring.evaluating import Evaluation, cases_of, evaluate, loss_of
+from xray_opt.scoring.explaining import Explained, Explanation, explain
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.opening import SealedTest, require_own, study_storage
 from xray_opt.scoring.outside import own_settings, strangers
 from xray_opt.scoring.predicting import Prediction, film_files, predict, promote
+from xray_opt.scoring.shift import Shift
+from xray_opt.scoring.subgroups import Subgroup
 
 __all__ = [
     "Evaluation",
+    "Explained",
+    "Explanation",
     "FilmCases",
     "Level",
     "Prediction",
     "SealedTest",
+    "Shift",
+    "Subgroup",
     "cases_of",
     "evaluate",
+    "explain",
     "film_cases",
     "film_files",
     "levels",

@@ -32,17 +32,16 @@ def own_settings(loaded: registry.Loaded) -> DataConfig:
 
 
 def strangers(
-    manifest: Manifest, loaded: registry.Loaded, connection: Connection, workspace: Workspace
+    manifest: Manifest, loaded: registry.Loaded, own: Manifest | None
 ) -> tuple[tuple[Film, ...], Mapping[str, int] | None]:
     """The films of an outside set that are not the model's own nor of its patients, and a count of the others.
 
     The model's own films are known by their SHA-256, whatever their names; its patients by their keys, and by standing
-    in one patient group with one of its films. The count is none where the model's own films are not known here.
+    in one patient group with one of its films. The count is none where the model's own films (``own``) are not known.
 
     Raises:
         ConfigError: no film is left.
     """
-    own = _own_manifest(loaded, connection, workspace)
     if own is None:
         if _is_own(manifest, loaded):
             raise ConfigError(OWN_FILMS)
@@ -57,7 +56,7 @@ def strangers(
     return left, dict(out)
 
 
-def _own_manifest(loaded: registry.Loaded, connection: Connection, workspace: Workspace) -> Manifest | None:
+def own_manifest(loaded: registry.Loaded, connection: Connection, workspace: Workspace) -> Manifest | None:
     """The manifest the model was made on: from the workspace, else from its study's run; none where neither has it."""
     digest = loaded.tags.get(MANIFEST)
     for path in workspace.manifests.glob("*.csv"):
