@@ -23,10 +23,10 @@ ROWS = (
     ("tracking", "registry", "served_model"),
     ("experiment",),
     ("tuning",),
-    ("leaderboard", "places", "kept_base"),
+    ("leaderboard", "places", "kept_base", "overlap"),
     ("settling",),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
-    ("launchers", "finalize", "confirm"),
+    ("launchers", "finalize", "confirm", "base_export"),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

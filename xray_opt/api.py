@@ -22,6 +22,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
+``export_base``        base weights from a fully trained model
 ``find_place``         where a study lies: its Optuna storage, its MLflow store
 ``delete_whole_study`` delete a study everywhere
 ``collect_garbage``    remove what nobody refers to
@@ -35,8 +36,8 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from xray_opt import base_export, dataset, doctor, places, scoring, single, upkeep, workers
 from xray_opt import confirm as confirming
-from xray_opt import dataset, doctor, places, scoring, single, upkeep, workers
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
@@ -74,6 +75,7 @@ finalize = _with_environment(finalizing.finalize)
 evaluate = _with_environment(scoring.evaluate)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
+export_base = _with_environment(base_export.export_base)
 find_place = _with_environment(places.find_place)
 delete_whole_study = _with_environment(upkeep.delete_whole_study)
 collect_garbage = _with_environment(upkeep.collect_garbage)
@@ -93,6 +95,7 @@ __all__ = [
     "delete_whole_study",
     "diagnose",
     "evaluate",
+    "export_base",
     "finalize",
     "find_place",
     "find_study",

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "models",
     "promote": "models",
     "weights": "models",
+    "base": "base",
     "study": "study",
     "data": "data",
     "gc": "upkeep",

@@ -7,7 +7,7 @@ which command) and to MLflow before a film of it is handed out; ``compare`` show
 from xray_opt.scoring.evaluating import Evaluation, cases_of, evaluate, loss_of
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.opening import SealedTest, require_own, study_storage
-from xray_opt.scoring.outside import own_settings, strangers
+from xray_opt.scoring.outside import own_manifest, own_settings, strangers
 from xray_opt.scoring.predicting import Prediction, film_files, predict, promote
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "film_files",
     "levels",
     "loss_of",
+    "own_manifest",
     "own_settings",
     "predict",
     "promote",
