@@ -19,6 +19,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``leaderboard``        a study's trials, best first
 ``confirm``            retrain a study's best settings and judge them by that
 ``finalize``           open the test split once for the chosen model
+``baseline``           compare LoRA with a linear probe, a full fine-tune, trivial models
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
@@ -37,6 +38,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from xray_opt import base_export, dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import baseline as comparing
 from xray_opt import confirm as confirming
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
@@ -72,6 +74,7 @@ train = _with_environment(single.train)
 leaderboard = _with_environment(boards.leaderboard)
 confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
+baseline = _with_environment(comparing.baseline)
 evaluate = _with_environment(scoring.evaluate)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
@@ -90,6 +93,7 @@ __all__ = [
     "TrainWatcher",
     "Workspace",
     "audit",
+    "baseline",
     "collect_garbage",
     "confirm",
     "delete_whole_study",
