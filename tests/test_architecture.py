@@ -27,7 +27,7 @@ ROWS = (
     ("settling",),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
     ("launchers", "finalize", "confirm", "base_export"),
-    ("baseline",),
+    ("baseline", "reproduce"),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -20,6 +20,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``confirm``            retrain a study's best settings and judge them by that
 ``finalize``           open the test split once for the chosen model
 ``baseline``           compare LoRA with a linear probe, a full fine-tune, trivial models
+``reproduce``          train a recorded run anew and compare
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
@@ -43,6 +44,7 @@ from xray_opt import confirm as confirming
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
+from xray_opt import reproduce as reproducing
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_environment, load_study, override
 from xray_opt.dataset import audit, shortcut_screen
 from xray_opt.phantom import make_phantoms
@@ -75,6 +77,7 @@ leaderboard = _with_environment(boards.leaderboard)
 confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
 baseline = _with_environment(comparing.baseline)
+reproduce = _with_environment(reproducing.reproduce)
 evaluate = _with_environment(scoring.evaluate)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
@@ -111,6 +114,7 @@ __all__ = [
     "predict",
     "prepared",
     "promote",
+    "reproduce",
     "shortcut_screen",
     "train",
     "tune",

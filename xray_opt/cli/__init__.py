@@ -26,6 +26,7 @@ COMMANDS = {
     "confirm": "confirm",
     "finalize": "evidence",
     "baseline": "baseline",
+    "reproduce": "reproduce",
     "evaluate": "models",
     "predict": "models",
     "promote": "models",
