@@ -20,13 +20,14 @@ ROWS = (
     ("feed",),
     ("evaluate",),
     ("mlflow_client", "trainer", "system_metrics", "robustness", "explain"),
-    ("tracking", "registry", "served_model"),
+    ("tracking", "registry", "served_model", "report"),
     ("experiment",),
     ("tuning",),
-    ("leaderboard", "places", "kept_base"),
+    ("leaderboard", "places", "kept_base", "overlap"),
     ("settling",),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
-    ("launchers", "finalize", "confirm"),
+    ("launchers", "finalize", "confirm", "base_export"),
+    ("baseline", "reproduce"),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

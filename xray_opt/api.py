@@ -19,10 +19,13 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``leaderboard``        a study's trials, best first
 ``confirm``            retrain a study's best settings and judge them by that
 ``finalize``           open the test split once for the chosen model
+``baseline``           compare LoRA with a linear probe, a full fine-tune, trivial models
+``reproduce``          train a recorded run anew and compare
 ``evaluate``           score a model on a split or on other films
 ``explain``            a sheet of films with heat maps
 ``predict``            probabilities of films
 ``promote``            move the champion
+``export_base``        base weights from a fully trained model
 ``find_place``         where a study lies: its Optuna storage, its MLflow store
 ``delete_whole_study`` delete a study everywhere
 ``collect_garbage``    remove what nobody refers to
@@ -36,11 +39,13 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from xray_opt import base_export, dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import baseline as comparing
 from xray_opt import confirm as confirming
-from xray_opt import dataset, doctor, places, scoring, single, upkeep, workers
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
+from xray_opt import reproduce as reproducing
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_environment, load_study, override
 from xray_opt.dataset import audit, shortcut_screen
 from xray_opt.phantom import make_phantoms
@@ -72,10 +77,13 @@ train = _with_environment(single.train)
 leaderboard = _with_environment(boards.leaderboard)
 confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
+baseline = _with_environment(comparing.baseline)
+reproduce = _with_environment(reproducing.reproduce)
 evaluate = _with_environment(scoring.evaluate)
 explain = _with_environment(scoring.explain)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
+export_base = _with_environment(base_export.export_base)
 find_place = _with_environment(places.find_place)
 delete_whole_study = _with_environment(upkeep.delete_whole_study)
 collect_garbage = _with_environment(upkeep.collect_garbage)
@@ -90,12 +98,14 @@ __all__ = [
     "TrainWatcher",
     "Workspace",
     "audit",
+    "baseline",
     "collect_garbage",
     "confirm",
     "delete_whole_study",
     "diagnose",
     "evaluate",
     "explain",
+    "export_base",
     "finalize",
     "find_place",
     "find_study",
@@ -107,6 +117,7 @@ __all__ = [
     "predict",
     "prepared",
     "promote",
+    "reproduce",
     "shortcut_screen",
     "train",
     "tune",

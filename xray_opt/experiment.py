@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
 from xray_opt.adapter import Bundle, load_bundle, make_bundle, save_bundle
 from xray_opt.backbone import Base, resolve_device, save_base
 from xray_opt.cache import Images
@@ -86,31 +90,56 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
         return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds)
 
 
-def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms) -> Assessment:
-    """Save the best adapter, score what was saved in fp32, log both.
+@dataclass(frozen=True)
+class Saved:
+    """An adapter as it was saved, read back and scored in fp32.
 
-    The adapter is saved twice: once to be read back and scored, then with the temperature and thresholds found by that.
+    Attributes:
+        folder: its bundle.
+        logits: (N,) of the validation films.
     """
-    network = trainer.best()
-    draft = make_bundle(base, job.config, images.side)
+
+    network: nn.Module
+    bundle: Bundle
+    folder: Path
+    assessment: Assessment
+    logits: NDArray[np.float64]
+
+    def metrics(self) -> dict[str, float]:
+        """What a finished run records of it."""
+        calibration = self.assessment.calibration
+        values = {f"best.{name}": value for name, value in asdict(self.assessment.scores).items()}
+        fixed = {"best.threshold": calibration.threshold, "best.temperature": calibration.temperature}
+        return values | {"best.epoch": self.bundle.scores["best.epoch"]} | fixed
+
+
+def save_best(trainer: Trainer, config: Config, images: Images, base: Base, folder: Path) -> Saved:
+    """Save the best adapter of a training below ``folder`` and score what was saved; this ends the training.
+
+    It is saved twice: once to be read back and scored, then with the temperature and thresholds found by that.
+    """
+    draft = make_bundle(base, config, images.side)
+    save_bundle(trainer.best(), folder / "draft", draft)
+    saved, _ = load_bundle(folder / "draft", base)
+    logits = predict_logits(saved, images.val, config.image.size, resolve_device(config.training.device))
+    assessment = assess(images.val.labels, logits)
+    bundle = _with_scores(draft, assessment, trainer.best_epoch)
+    path = save_bundle(saved, folder / ADAPTER_ARTIFACT, bundle)
+    return Saved(saved, bundle, path, assessment, logits)
+
+
+def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms) -> Assessment:
+    """Save the best adapter, score what was saved in fp32, log both."""
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        save_bundle(network, Path(folder) / "draft", draft)
-        saved, _ = load_bundle(Path(folder) / "draft", base)
-        device = resolve_device(job.config.training.device)
-        logits = predict_logits(saved, images.val, job.config.image.size, device)
-        assessment = assess(images.val.labels, logits)
-        bundle = _with_scores(draft, assessment, trainer.best_epoch)
-        run.log_folder(save_bundle(saved, Path(folder) / ADAPTER_ARTIFACT, bundle), ADAPTER_ARTIFACT)
+        saved = save_best(trainer, job.config, images, base, Path(folder))
+        run.log_folder(saved.folder, ADAPTER_ARTIFACT)
     if job.keep is not None:
-        save_bundle(saved, job.keep / ADAPTER_ARTIFACT, bundle)
+        save_bundle(saved.network, job.keep / ADAPTER_ARTIFACT, saved.bundle)
         save_base(base, job.keep / "base.safetensors")
-    calibration = assessment.calibration
-    probabilities = probability(logits, calibration.temperature)
+    probabilities = probability(saved.logits, saved.assessment.calibration.temperature)
     run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
-    run.log_metrics({f"best.{name}": value for name, value in asdict(assessment.scores).items()})
-    run.log_metrics({"best.epoch": trainer.best_epoch, "best.threshold": calibration.threshold})
-    run.log_metrics({"best.temperature": calibration.temperature})
-    return assessment
+    run.log_metrics(saved.metrics())
+    return saved.assessment
 
 
 def _with_scores(draft: Bundle, assessment: Assessment, epoch: int) -> Bundle:

@@ -96,11 +96,14 @@ def scored(cases: Cases, patients: Patients, threshold: float, resamples: int = 
 
     plain = statistic(np.ones((1, len(cases.labels))))
     drawn = resampled(statistic, patients, resamples)
+    needs = having(cases, patients, threshold)
+    return {name: interval(name, float(plain[name][0]), drawn[name], needs[name]) for name in plain}
+
+
+def having(cases: Cases, patients: Patients, threshold: float) -> dict[str, list[int]]:
+    """Score → how many patients there are of each class that the score needs."""
     needs = _needs(cases, threshold)
-    return {
-        name: interval(name, float(plain[name][0]), drawn[name], [patients.having(films) for films in needs[name]])
-        for name in plain
-    }
+    return {name: [patients.having(some) for some in films] for name, films in needs.items()}
 
 
 def _needs(cases: Cases, threshold: float) -> dict[str, list[NDArray[np.bool_]]]:
@@ -195,9 +198,9 @@ def gains(ours: Cases, theirs: Cases, patients: Patients, thresholds: tuple[floa
 
     plain = statistic(np.ones((1, len(ours.labels))))
     drawn = resampled(statistic, patients)
-    needs = [_needs(cases, threshold) for cases, threshold in zip((ours, theirs), thresholds, strict=True)]
+    needs = [having(cases, patients, threshold) for cases, threshold in zip((ours, theirs), thresholds, strict=True)]
     return {
-        name: gain(float(plain[name][0]), drawn[name], [patients.having(films) for one in needs for films in one[name]])
+        name: gain(float(plain[name][0]), drawn[name], [count for one in needs for count in one[name]])
         for name in plain
     }
 

@@ -25,7 +25,7 @@ def fresh_base(study: StudyConfig, workspace: Workspace) -> Base | None:
         StudyError: the storage is away.
     """
     known = study_notes(study.name, workspace, study.storage).get(SHA256)
-    if known and _kept(study.name, workspace, str(known)).is_file():
+    if known and kept_path(study.name, workspace, str(known)).is_file():
         return None
     return load_base(study.config.model)
 
@@ -41,13 +41,13 @@ def study_base(opened: OpenStudy, fresh: Base | None = None) -> Base:
     """
     study, workspace = opened.config, opened.workspace
     known = opened.notes.get(SHA256)
-    kept = known and _kept(study.name, workspace, str(known))
+    kept = known and kept_path(study.name, workspace, str(known))
     if kept and kept.is_file():
         base = read_base(kept)
     else:
         base = fresh or load_base(study.config.model)
         if base.origin != "imagenet":
-            save_base(base, _kept(study.name, workspace, base.sha256))
+            save_base(base, kept_path(study.name, workspace, base.sha256))
     if known and base.sha256 != known:
         raise ModelError(
             f"study {study.name} was made on base weights {str(known)[:12]}, these are {base.sha256[:12]}: "
@@ -59,6 +59,6 @@ def study_base(opened: OpenStudy, fresh: Base | None = None) -> Base:
     return replace(base, origin=origin)
 
 
-def _kept(study: str, workspace: Workspace, sha256: str) -> Path:
-    """By digest: studies of one name in two storages share the folder."""
+def kept_path(study: str, workspace: Workspace, sha256: str) -> Path:
+    """Where a study keeps a copy of its base; by digest, as studies of one name in two storages share the folder."""
     return workspace.study_folder(study) / f"base-{sha256[:16]}.safetensors"

@@ -21,7 +21,7 @@ class Opening:
         trial, run: whose model it was opened for, and that model's MLflow run.
         scores: at the threshold fixed on validation; empty where a kill came before them.
         command: the command line.
-        by: ``evaluate`` or ``finalize``.
+        by: ``evaluate``, ``finalize`` or ``baseline``.
     """
 
     who: str

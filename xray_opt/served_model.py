@@ -41,7 +41,6 @@ class XrayModel(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One row out for each row in, in order."""
-        from xray_opt.dataset import LABELS
         from xray_opt.errors import BadFilm
 
         films = film_bytes(model_input)
@@ -49,11 +48,12 @@ class XrayModel(PythonModel):
             probabilities = self._predictor.probabilities(films)
         except BadFilm as error:
             raise _first_bad(films) from error
-        threshold = self._predictor.bundle.threshold
+        bundle = self._predictor.bundle
+        threshold = bundle.threshold
         return pd.DataFrame(
             {
                 "probability": probabilities,
-                "label": [LABELS[int(value >= threshold)] for value in probabilities],
+                "label": [bundle.classes[int(value >= threshold)] for value in probabilities],
                 "threshold": [float(threshold)] * len(probabilities),
             }
         )

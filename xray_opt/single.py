@@ -23,6 +23,7 @@ from xray_opt.dataset import Pseudonyms, prepared, settled
 from xray_opt.errors import ConfigError, NotFinite
 from xray_opt.experiment import Job, Result, run_experiment
 from xray_opt.mlflow_client import Connection, connect
+from xray_opt.overlap import overlap_tags, require_apart
 from xray_opt.tracking import Tracking, close_lost, data_tags, log_run_file
 from xray_opt.trainer import Epoch, discard_checkpoint, has_checkpoint
 
@@ -84,8 +85,9 @@ def train(
     base = load_base(config.model)
     if warning := base.warning():
         watcher.say(warning)
-    images = open_images(manifest, config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n))
     tags = data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
+    tags |= overlap_tags(require_apart(base, manifest, config.model, watcher.say))
+    images = open_images(manifest, config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n))
     connection = connect(config.tracking, workspace)
     with _held(label, workspace) as unfinished, Tracking.open(connection, "train", tags, parent=False) as tracking:
         unfinished.close_lost(connection)
@@ -154,4 +156,4 @@ def _keep_base(base: Base, connection: Connection, run_id: str) -> None:
     if base.origin == "imagenet":
         return
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        log_run_file(connection, run_id, save_base(base, Path(folder) / "base.safetensors"), "base")
+        log_run_file(connection, run_id, save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")

@@ -22,6 +22,7 @@ from xray_opt.errors import StudyError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.kept_base import fresh_base, study_base
 from xray_opt.mlflow_client import Connection, connect
+from xray_opt.overlap import OVERLAP, overlap_tags, require_apart
 from xray_opt.places import PARENT, STORE, mark_state
 from xray_opt.settling import settle
 from xray_opt.tracking import (
@@ -194,6 +195,8 @@ def ready(study: StudyConfig, workspace: Workspace, watcher: StudyWatcher) -> It
     manifest = prepared(data, workspace, lambda done, n: watcher.progress("index", done, n))
     # Before the study is made: without weights there must be no study that remembers having wanted them.
     fresh = fresh_base(study, workspace)
+    if fresh is not None:
+        require_apart(fresh, manifest, study.config.model)
     opened = open_study(study, workspace, manifest.sha256)
     mark_state(workspace, study.name, storage_digest(storage_url(workspace, study.storage)))
     base = study_base(opened, fresh)
@@ -227,6 +230,7 @@ def _at_work(
     opened: OpenStudy, manifest: Manifest, base: Base, watcher: StudyWatcher, shared: Callable[[], bool]
 ) -> Iterator[Work]:
     study, workspace = opened.config, opened.workspace
+    overlap = require_apart(base, manifest, study.config.model, watcher.say)
     connection = connect(study.config.tracking, workspace)
     require_same_store(connection, study.name, opened.notes.get(STORE), opened.notes.get(PARENT))
     images = open_images(
@@ -237,10 +241,12 @@ def _at_work(
         STUDY_ID: str(opened.notes[IDENTITY]),
         STORAGE: storage_digest(storage_url(workspace, study.storage)),
     }
-    tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
+    tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
     with Tracking.open(connection, study.name, tags, shared=shared) as tracking:
         opened.annotate(STORE, store_note(connection))
         opened.annotate(PARENT, tracking.parent_id)
+        if overlap is not None:
+            opened.annotate(OVERLAP, overlap.to_dict())
         yield Work(opened, images, base, tracking, connection, tags, Pseudonyms(workspace), watcher)
 
 
@@ -279,5 +285,5 @@ def _describe_once(work: Work, manifest: Manifest) -> None:
     work.tracking.log_metrics(shortcut.metrics())
     if work.base.origin != "imagenet":
         with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-            work.tracking.log_file(save_base(work.base, Path(folder) / "base.safetensors"), "base")
+            work.tracking.log_file(save_base(work.base.without_lists(), Path(folder) / "base.safetensors"), "base")
     work.opened.annotate("described", work.tracking.parent_id)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from xray_opt.backbone import Base
-from xray_opt.config import Config, flatten
+from xray_opt.config import Config, DataConfig, flatten
 from xray_opt.config.dotted import Scalar
 from xray_opt.errors import ConfigError, ModelError, one_line
 
@@ -51,6 +51,13 @@ class Bundle:
     files: Mapping[str, str] = field(default_factory=dict)
     preprocessing: str = RESAMPLE
     format: int = FORMAT
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Class names in the order of their label."""
+        usual = DataConfig()
+        negative, positive = self.config.get("data.negative"), self.config.get("data.positive")
+        return str(negative or usual.negative), str(positive or usual.positive)
 
     def threshold_for(self, sensitivity: float | None) -> float:
         """The threshold for a wanted sensitivity (rounded up to a whole percent); none means that of best F1.

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.models import efficientnet_v2_s
 
 from xray_opt.backbone.download import imagenet_weights
+from xray_opt.backbone.lineage import Ancestor, from_header, to_header
 from xray_opt.backbone.network import feature_shapes
 from xray_opt.config import ModelConfig
 from xray_opt.errors import ModelError, one_line
@@ -30,17 +31,26 @@ class Base:
         state: torchvision's name (``features.…``) → tensor.
         sha256: digest of names, shapes and bytes; the same for every file format.
         origin: ``imagenet``, ``random seed N`` or the file's name; a label, nothing is decided by it being ``random``.
+        trained_on: the trainings of one's own that it went through, the last one last; none for other weights.
     """
 
     state: Mapping[str, Tensor] = field(repr=False)
     sha256: str
     origin: str
+    trained_on: tuple[Ancestor, ...] = field(default=(), repr=False)
+
+    def without_lists(self) -> Base:
+        """The same weights without the lists of films and patients they were trained on: what may leave the machine."""
+        return replace(self, trained_on=tuple(one.without_lists() for one in self.trained_on))
 
     def warning(self) -> str | None:
         """A loud line where the weights are random, whatever they are called, else none.
 
-        The first step of any training moves the statistics of BatchNorm away from mean 0 and variance 1.
+        The first step of any training moves the statistics of BatchNorm away from mean 0 and variance 1, unless they
+        were frozen.
         """
+        if self.trained_on:
+            return None
         statistics = [(value, name) for name, value in self.state.items() if ".running_" in name]
         if any((value != name.endswith("_var")).any() for value, name in statistics):
             return None
@@ -87,15 +97,25 @@ def read_base(path: Path) -> Base:
     base = _made(_read_file(path), " ".join((header.get("origin") or name).split())[:100], str(path))
     if {"origin", "sha256"} <= header.keys() and header["sha256"] != base.sha256:
         raise ModelError(f"{path} was changed or damaged: its weights do not have the SHA-256 of its header")
-    return base
+    return replace(base, trained_on=from_header(header, str(path)))
+
+
+def trained_base(state: Mapping[str, Any], origin: str, trained_on: tuple[Ancestor, ...]) -> Base:
+    """The base that a whole training gave, from torchvision's names and tensors.
+
+    Raises:
+        ModelError: a tensor is missing, of another shape or not finite.
+    """
+    return replace(_made(state, origin, origin), trained_on=trained_on)
 
 
 def save_base(base: Base, path: Path) -> Path:
-    """Write ``base`` as safetensors, atomically; its origin stands in the header."""
+    """Write ``base`` as safetensors, atomically; its origin, and what it was trained on, stand in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        save_file(dict(base.state), part, metadata={"origin": base.origin, "sha256": base.sha256})
+        about = {"origin": base.origin, "sha256": base.sha256} | to_header(base.trained_on)
+        save_file(dict(base.state), part, metadata=about)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -24,6 +24,13 @@ def data() -> None:
 
 def _split_options(function: Any) -> Any:
     for option in (
+        click.option(
+            "--classes",
+            nargs=2,
+            metavar="NEGATIVE POSITIVE",
+            default=("NORMAL", "PNEUMONIA"),
+            help="Names of the two classes; default: NORMAL PNEUMONIA.",
+        ),
         click.option("--skip-bad", is_flag=True, help="Leave out films that cannot be used, and record them."),
         click.option(
             "--keep-test", is_flag=True, help="Keep the folder's own test split; leave out its patients elsewhere."
@@ -35,25 +42,28 @@ def _split_options(function: Any) -> Any:
     return function
 
 
-def _config(root: str, seed: int, keep_test: bool, skip_bad: bool) -> DataConfig:
+def _config(root: str, seed: int, keep_test: bool, skip_bad: bool, classes: tuple[str, str]) -> DataConfig:
     from xray_opt.config import DataConfig
 
-    return DataConfig(root=root, seed=seed, keep_test=keep_test, skip_bad=skip_bad)
+    negative, positive = classes
+    return DataConfig(
+        root=root, seed=seed, keep_test=keep_test, skip_bad=skip_bad, negative=negative, positive=positive
+    )
 
 
 @data.command()
 @_split_options
 @as_json
-def prepare(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json: bool) -> None:
+def prepare(root: str, seed: int, keep_test: bool, skip_bad: bool, classes: tuple[str, str], as_json: bool) -> None:
     """Index ROOT (folder or CSV), split it by patient, check for leaks, remember it as the data to use.
 
     ROOT is in Kaggle's layout (train/val/test × NORMAL/PNEUMONIA), has class folders, or is a CSV with the columns
-    path,label,patient.
+    path,label,patient. Other classes than these two are named with --classes.
     """
     from xray_opt.config import Workspace
     from xray_opt.dataset import audit, prepared, remember
 
-    workspace, config = Workspace.here(), _config(root, seed, keep_test, skip_bad)
+    workspace, config = Workspace.here(), _config(root, seed, keep_test, skip_bad, classes)
     bar = Progress().bar
     manifest = prepared(config, workspace, lambda done, n: bar("index", done, n))
     report = audit(manifest, screen=False)
@@ -70,12 +80,10 @@ def prepare(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json: bool
 def _summary(manifest: Manifest) -> dict[str, Any]:
     from collections import Counter
 
-    from xray_opt.dataset import LABELS
-
     splits = {}
     for split in ("train", "val", "test"):
         films = [film for film in manifest.films if film.split == split]
-        classes = Counter(LABELS[film.label] for film in films)
+        classes = Counter(manifest.classes[film.label] for film in films)
         splits[split] = {"films": len(films), "groups": len({film.group for film in films}), **classes}
     return {
         "files": len(manifest.films) + len(manifest.left_out),
@@ -108,15 +116,18 @@ def _print_summary(manifest: Manifest) -> None:
         click.echo(f"one patient group, as these files are identical: {printable(', '.join(names))}")
     rows = []
     for split, facts in summary["splits"].items():
-        share = f"{100 * facts.get('PNEUMONIA', 0) / max(facts['films'], 1):.1f} %"
-        rows.append([split, facts["films"], facts["groups"], facts.get("NORMAL", 0), facts.get("PNEUMONIA", 0), share])
-    print_table(["split", "films", "patient groups", "normal", "pneumonia", "share"], rows)
+        counts = [facts.get(name, 0) for name in manifest.classes]
+        share = f"{100 * counts[1] / max(facts['films'], 1):.1f} %"
+        rows.append([split, facts["films"], facts["groups"], *counts, share])
+    print_table(["split", "films", "patient groups", *(name.lower() for name in manifest.classes), "share"], rows)
 
 
 @data.command("audit")
 @_split_options
 @as_json
-def audit_command(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json: bool) -> None:
+def audit_command(
+    root: str, seed: int, keep_test: bool, skip_bad: bool, classes: tuple[str, str], as_json: bool
+) -> None:
     """Check ROOT: leaks, bad files, near-duplicates, and what metadata alone tells of the class.
 
     Exits with 3 if a patient or a file stands in two splits, or if there are bad files and --skip-bad is not given.
@@ -126,7 +137,7 @@ def audit_command(root: str, seed: int, keep_test: bool, skip_bad: bool, as_json
     from xray_opt.dataset import audit, prepare
 
     bar = Progress().bar
-    manifest = prepare(_config(root, seed, keep_test, True), lambda done, n: bar("index", done, n))
+    manifest = prepare(_config(root, seed, keep_test, True, classes), lambda done, n: bar("index", done, n))
     manifest = dataclasses.replace(manifest, settings={**manifest.settings, "skip_bad": skip_bad})
     report = audit(manifest, screen=True)
     if as_json:

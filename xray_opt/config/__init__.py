@@ -1,6 +1,6 @@
 """Frozen settings, their dotted names, YAML, study files, and where a workspace keeps things."""
 
-from xray_opt.config.dotted import as_text, flatten, merge, override, parse_assignments
+from xray_opt.config.dotted import as_text, flatten, merge, override, parse_assignments, read_value
 from xray_opt.config.environment_file import load_environment, login_for, redacted
 from xray_opt.config.settings import (
     AugmentConfig,
@@ -45,6 +45,7 @@ __all__ = [
     "merge",
     "override",
     "parse_assignments",
+    "read_value",
     "redacted",
     "study_files",
 ]

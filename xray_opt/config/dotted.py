@@ -91,6 +91,27 @@ def as_text(value: Scalar) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def read_value(name: str, text: str) -> Scalar:
+    """The value that :func:`as_text` spelled, by the declared type of ``name``.
+
+    Raises:
+        ConfigError: it is no value of that setting.
+    """
+    declared = field_type(name)
+    kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+    if text == "null" and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return checked(name, {"true": True, "false": False}.get(text, text))
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return checked(name, kind(text))
+            except ValueError as error:
+                raise ConfigError(f"{name} must be a number, not {brief(text)}") from error
+    return checked(name, text)
+
+
 def field_type(name: str) -> Any:
     """Declared type of a dotted name; unknown names are refused with the nearest known one."""
     section, _, leaf = name.partition(".")

@@ -35,6 +35,7 @@ class DataConfig:
         keep_test: keep the folder's own test split and leave out other films of its patients.
         skip_bad: leave out films that cannot be read instead of refusing the set.
         train_films, val_films: use about so many films of a split, chosen by patient; none means all.
+        negative, positive: names of the two classes (label 0 and 1) in class folders or a CSV, in any case.
     """
 
     root: str | None = None
@@ -46,6 +47,13 @@ class DataConfig:
     skip_bad: bool = False
     train_films: int | None = None
     val_films: int | None = None
+    negative: str = "NORMAL"
+    positive: str = "PNEUMONIA"
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Class names in the order of their label."""
+        return self.negative, self.positive
 
     def __post_init__(self) -> None:
         shares = (self.train_fraction, self.val_fraction, self.test_fraction)
@@ -53,6 +61,13 @@ class DataConfig:
         _require(abs(sum(shares) - 1) < 1e-6, "data.*_fraction", "shares that sum to 1", shares)
         for name, films in (("data.train_films", self.train_films), ("data.val_films", self.val_films)):
             _require(films is None or films >= 2, name, "at least 2, or null for all", films)
+        for name, label in (("data.negative", self.negative), ("data.positive", self.positive)):
+            plain = (
+                label.strip() == label and label.isprintable() and 0 < len(label) <= 40 and not set(label) & set("/\\")
+            )
+            _require(plain and label not in ("0", "1"), name, "1 to 40 printable characters without slashes", label)
+        apart = self.negative.lower() != self.positive.lower()
+        _require(apart, "data.negative and data.positive", "two different names", self.positive)
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class ModelConfig:
 
     Attributes:
         base: ``imagenet`` (downloaded and verified), ``random`` (from ``base_seed``), or a path to weights.
+        base_overlap: where the base was trained on patients of val or test: ``refuse``, or ``warn`` and note it.
         strategy: ``lora``, ``linear`` (head only) or ``full``.
         batch_norm: ``frozen`` (evaluation mode, base statistics) or ``train`` (statistics of the training films,
             saved with the adapter). Its affine is trained with ``full`` only.
@@ -81,6 +97,7 @@ class ModelConfig:
 
     base: str = "imagenet"
     base_seed: int = 0
+    base_overlap: str = "refuse"
     strategy: str = "lora"
     batch_norm: str = "frozen"
     dropout: float = 0.2
@@ -88,6 +105,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.base), "model.base", "imagenet, random or a path", self.base)
+        _one_of("model.base_overlap", self.base_overlap, ("refuse", "warn"))
         _one_of("model.strategy", self.strategy, ("lora", "linear", "full"))
         _one_of("model.batch_norm", self.batch_norm, ("frozen", "train"))
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xray_opt.config.dotted import Scalar, flatten, override
-from xray_opt.config.settings import Config
+from xray_opt.config.settings import Config, DataConfig, TrackingConfig
 from xray_opt.errors import ConfigError, brief
 
 SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp")
@@ -83,6 +83,12 @@ class StudyConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             wants = "letters, digits, '.', '_' or '-' and start with a letter or digit"
             raise ConfigError(f"name must be {wants}, not {brief(self.name)}")
+        classes, usual = self.config.data.classes, self.config.tracking.registered_model
+        if classes != DataConfig().classes and usual == TrackingConfig().registered_model:
+            raise ConfigError(
+                f"a model of {classes[0]} and {classes[1]} must not be registered as {usual}: name another one with "
+                "tracking.registered_model"
+            )
 
     def settings(self, params: dict[str, Scalar]) -> Config:
         """The config of a trial with these params (dotted name → value)."""

@@ -26,6 +26,7 @@ from xray_opt.dataset import Manifest, redrawn
 from xray_opt.errors import ConfigError, StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
+from xray_opt.overlap import require_apart
 from xray_opt.settling import finished
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
@@ -86,7 +87,8 @@ def confirm(
         plan = [_Retraining(trial, "seed", number) for number in range(1, seeds + 1) for trial in chosen]
         plan += [_Retraining(trial, "split", number) for number in range(1, splits + 1) for trial in chosen]
         for number in range(1, splits + 1):
-            _redrawn(work, number)  # one that cannot be drawn fails here, and not behind hours of training
+            # One that cannot be drawn, or that the base has seen, fails here, and not behind hours of training.
+            require_apart(work.base, _redrawn(work, number), work.opened.config.config.model, watcher.say)
         failed = _do_missing(work, plan)
         verdict = _judge(work, chosen, plan, failed)
         _keep(work, verdict)

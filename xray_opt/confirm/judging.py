@@ -179,17 +179,17 @@ def _confirmed(seeds: Floats, drawn: Floats, enough: int, spread: _Spread) -> In
     if not 0 < mean < 1:
         return Interval(mean, why=f"it is {mean:.0f} with every seed")
     patients, own = float(drawn.var(ddof=1)), spread.variance / len(seeds)
-    half = _half_width(patients, own, spread.freedom) / (mean * (1 - mean))
+    half = half_width(patients, own, spread.freedom) / (mean * (1 - mean))
     middle = math.log(mean / (1 - mean))
     return Interval(mean, sigmoid(middle - half), sigmoid(middle + half))
 
 
-def _half_width(patients: float, own: float, freedom: int) -> float:
+def half_width(patients: float, own: float, freedom: int) -> float:
     """Of a 95 % interval whose variance is that over patients plus an own one with these degrees of freedom."""
-    return float(student.ppf(0.975, _freedom(patients, own, freedom))) * math.sqrt(patients + own)
+    return float(student.ppf(0.975, freedom_of(patients, own, freedom))) * math.sqrt(patients + own)
 
 
-def _freedom(patients: float, own: float, freedom: int) -> float:
+def freedom_of(patients: float, own: float, freedom: int) -> float:
     """Welch and Satterthwaite: the patients' part is known well, the own one from a few seeds."""
     return (patients + own) ** 2 / (own**2 / freedom) if own > 0 else math.inf
 
@@ -219,7 +219,7 @@ def _lead(first: Candidate, second: Candidate, drawn: Floats) -> Gain:
     own = float(differences.var(ddof=1)) / len(differences)
     if patients + own == 0:
         return Gain(value, why="both call every film alike")
-    half = _half_width(patients, own, len(differences) - 1)
-    freedom = _freedom(patients, own, len(differences) - 1)
+    half = half_width(patients, own, len(differences) - 1)
+    freedom = freedom_of(patients, own, len(differences) - 1)
     p = float(2 * student.sf(abs(value) / math.sqrt(patients + own), freedom))
     return Gain(value, value - half, value + half, p)

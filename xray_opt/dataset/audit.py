@@ -20,7 +20,7 @@ import numpy as np
 from xray_opt.dataset import audit_report
 from xray_opt.dataset.films import has_colour, read_bytes, thumbnail
 from xray_opt.dataset.manifest import Manifest
-from xray_opt.dataset.names import patient_key, read_name, shown
+from xray_opt.dataset.names import LABELS, patient_key, read_name, shown
 from xray_opt.dataset.near_duplicates import NearDuplicates, near_duplicates
 from xray_opt.dataset.records import SPLITS, Film, LeftOut
 from xray_opt.dataset.shortcuts import SIDE, Progress, Shortcut, Thumbnails, in_threads, open_films, screen
@@ -74,6 +74,7 @@ class Audit:
         grey_as_rgb: grey films saved as RGB.
         coloured: RGB films with real colour (drawings, stamps, photographs of films).
         near_duplicates, shortcut: none where the screens were not asked for.
+        classes: names of the two classes; ``normal`` and ``pneumonia`` of the balance count label 0 and 1.
     """
 
     manifest_sha256: str
@@ -87,6 +88,7 @@ class Audit:
     coloured: tuple[str, ...]
     near_duplicates: NearDuplicates | None
     shortcut: Shortcut | None
+    classes: tuple[str, str] = LABELS
 
     @property
     def one_class(self) -> tuple[str, ...]:
@@ -152,6 +154,7 @@ def audit(manifest: Manifest, screen: bool = True, progress: Progress | None = N
         coloured=tuple(sight.film.path for sight in seen if sight.coloured),
         near_duplicates=near_duplicates([sight.film for sight in seen], _stacked(seen)) if screen else None,
         shortcut=_shortcut(manifest, seen) if screen else None,
+        classes=manifest.classes,
     )
 
 
@@ -219,7 +222,7 @@ def _shortcut(manifest: Manifest, seen: Sequence[_Sight]) -> Shortcut:
     """In the order of ``shortcut_screen``, so that both give the same numbers."""
     by_path = {sight.film.path: sight for sight in seen}
     chosen = [by_path[film.path] for film in open_films(manifest) if film.path in by_path]
-    return screen([sight.film for sight in chosen], _stacked(chosen))
+    return screen([sight.film for sight in chosen], _stacked(chosen), manifest.classes[1])
 
 
 def _named(items: Sequence[LeftOut]) -> str:

@@ -28,7 +28,8 @@ def lines(audit: Audit) -> list[str]:
 
 
 def _balance(audit: Audit) -> Iterator[str]:
-    yield "split    films  groups  normal  pneumonia   share"
+    negative, positive = (name.lower()[:10] for name in audit.classes)
+    yield f"split    films  groups {negative:>7} {positive:>10}   share"
     for item in audit.balance:
         note = "  ONE CLASS ONLY" if item.split in audit.one_class else ""
         note = note or ("  differs by more than 5 points" if item.split in audit.unbalanced else "")

@@ -4,7 +4,8 @@
     NORMAL|PNEUMONIA / film                       class folders
     films.csv: path,label,patient[,subtype][,split]
 
-Folder names are read in any case. Where a folder holds no layout itself the one folder inside it that does is taken;
+Class names are those of the settings, ``NORMAL`` and ``PNEUMONIA`` unless others are set; folder names are read in any
+case. Where a folder holds no layout itself the one folder inside it that does is taken;
 the second ``chest_xray`` that Kaggle's archive carries inside the first one is not.
 """
 
@@ -21,10 +22,7 @@ from xray_opt.dataset.records import Entry
 from xray_opt.dataset.table import read_table
 from xray_opt.errors import DataError
 
-LAYOUTS = (
-    "train/val/test folders with NORMAL and PNEUMONIA inside, NORMAL and PNEUMONIA folders, or a CSV path,label,patient"
-)
-_CLASS_FOLDERS = {name.lower(): label for label, name in enumerate(LABELS)}
+Classes = tuple[str, str]
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _NOT_FILMS = {"thumbs.db", "desktop.ini", "__macosx"}
 _DEPTH = 3  # kagglehub's versions/2/chest_xray and one more
@@ -67,23 +65,32 @@ def _stamp(path: Path) -> tuple[int, int]:
     return (facts.st_size, facts.st_mtime_ns)
 
 
-def index(source: str | Path) -> Listing:
+def layouts(classes: Classes) -> str:
+    """What a source of films may be, in words."""
+    both = " and ".join(classes)
+    return f"train/val/test folders with {both} inside, {both} folders, or a CSV path,label,patient"
+
+
+def index(source: str | Path, classes: Classes = LABELS) -> Listing:
     """List the films of a folder or CSV.
+
+    Args:
+        classes: names of the negative and of the positive class, as folders or labels of the CSV spell them.
 
     Raises:
         DataError: no such source, no known layout, two sets side by side, a class missing, or a fault in the CSV.
     """
     path = Path(os.path.abspath(os.path.expanduser(source)))
     if os.path.isfile(path):  # False, too, for a name that is too long
-        root, entries = path.parent, read_table(path)
+        root, entries = path.parent, read_table(path, classes)
     elif os.path.isdir(path):
-        root = path = _find_layout(path)
-        entries = list(_films(root))
+        root = path = _find_layout(path, classes)
+        entries = list(_films(root, classes))
     else:
-        raise DataError(f"there is no folder or CSV {path}; data.root must name {LAYOUTS}")
-    for label, name in enumerate(LABELS):
+        raise DataError(f"there is no folder or CSV {path}; data.root must name {layouts(classes)}")
+    for label, name in enumerate(classes):
         if not any(entry.label == label for entry in entries):
-            raise DataError(f"{path} holds no {name} film; it must hold films of both classes, as {LAYOUTS}")
+            raise DataError(f"{path} holds no {name} film; it must hold films of both classes, as {layouts(classes)}")
     return Listing(path, root, tuple(sorted(entries, key=lambda entry: entry.path)))
 
 
@@ -98,18 +105,22 @@ def _folders(folder: Path) -> list[Path]:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
 
 
-def _has_layout(folder: Path) -> bool:
-    names = {child.name.lower(): child for child in _folders(folder)}
-    if names.keys() & _CLASS_FOLDERS.keys():
+def _labels(classes: Classes) -> dict[str, int]:
+    return {name.lower(): label for label, name in enumerate(classes)}
+
+
+def _has_layout(folder: Path, classes: Classes) -> bool:
+    names, labels = {child.name.lower(): child for child in _folders(folder)}, _labels(classes)
+    if names.keys() & labels.keys():
         return True
     splits = [names[name] for name in names.keys() & _SPLIT_FOLDERS.keys()]
-    return any(child.name.lower() in _CLASS_FOLDERS for split in splits for child in _folders(split))
+    return any(child.name.lower() in labels for split in splits for child in _folders(split))
 
 
-def _find_layout(folder: Path) -> Path:
+def _find_layout(folder: Path, classes: Classes) -> Path:
     level = [folder]
     for _ in range(_DEPTH):
-        found = [candidate for candidate in level if _has_layout(candidate)]
+        found = [candidate for candidate in level if _has_layout(candidate, classes)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -117,30 +128,31 @@ def _find_layout(folder: Path) -> Path:
                 f"{folder} holds {len(found)} sets of films; give one of them: {shown([str(f) for f in found])}"
             )
         level = [child for candidate in level for child in _folders(candidate)]
-    raise DataError(f"{folder} holds no films in a known layout; it must be {LAYOUTS}")
+    raise DataError(f"{folder} holds no films in a known layout; it must be {layouts(classes)}")
 
 
-def _films(root: Path) -> Iterator[Entry]:
-    children = _folders(root)
+def _films(root: Path, classes: Classes) -> Iterator[Entry]:
+    children, labels = _folders(root), _labels(classes)
     splits = [child for child in children if child.name.lower() in _SPLIT_FOLDERS]
-    classes = [child for child in children if child.name.lower() in _CLASS_FOLDERS]
-    if splits and classes:
+    of_classes = [child for child in children if child.name.lower() in labels]
+    if splits and of_classes:
         raise DataError(
-            f"{root} holds both split folders ({splits[0].name}) and class folders ({classes[0].name}); keep one layout"
+            f"{root} holds both split folders ({splits[0].name}) and class folders ({of_classes[0].name}); "
+            "keep one layout"
         )
-    for folder in classes:
-        yield from _class_films(root, folder, "")
+    for folder in of_classes:
+        yield from _class_films(root, folder, labels, "")
     for split in splits:
         for folder in _folders(split):
-            if folder.name.lower() not in _CLASS_FOLDERS:
+            if folder.name.lower() not in labels:
                 raise DataError(
-                    f"{folder} is no class folder; {split} may hold {' and '.join(LABELS)} only, so move it away"
+                    f"{folder} is no class folder; {split} may hold {' and '.join(classes)} only, so move it away"
                 )
-            yield from _class_films(root, folder, _SPLIT_FOLDERS[split.name.lower()])
+            yield from _class_films(root, folder, labels, _SPLIT_FOLDERS[split.name.lower()])
 
 
-def _class_films(root: Path, folder: Path, split: str) -> Iterator[Entry]:
-    label = _CLASS_FOLDERS[folder.name.lower()]
+def _class_films(root: Path, folder: Path, labels: dict[str, int], split: str) -> Iterator[Entry]:
+    label = labels[folder.name.lower()]
     for place, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if _visible(name))
         for name in files:

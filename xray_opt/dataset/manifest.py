@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_opt.config import DataConfig
+from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.records import SPLITS, Film, LeftOut
 from xray_opt.errors import DataError, one_line
 
@@ -57,6 +58,11 @@ class Manifest:
     def data_sha256(self) -> str:
         """Digest of film contents and labels alone, whatever their names and splits."""
         return _digest(sorted((film.sha256, film.label) for film in self.films))
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Class names in the order of their label."""
+        return self.settings.get("negative", LABELS[0]), self.settings.get("positive", LABELS[1])
 
     def of(self, split: str) -> tuple[Film, ...]:
         """Films of ``train`` or ``val``, sorted by path; those of ``test`` are sealed, see :meth:`open_test`."""

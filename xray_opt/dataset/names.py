@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 from xray_opt.errors import shortened
 
-#: Class names in the order of their label: 0 is NORMAL, 1 is PNEUMONIA (the positive class).
+#: Class names in the order of their label where no others are set: 1 is the positive class.
 LABELS = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("normal", "bacteria", "virus", "unknown")
 GRAMMAR = "personN_bacteria_M, personN_virus_M, IM-NNNN-MMMM or NORMAL2-IM-NNNN-MMMM"
@@ -62,8 +62,13 @@ def _im(match: re.Match[str]) -> str:
     return f"IM-{match[1].lstrip('0').zfill(4)}"
 
 
-def subtype_of(label: int, name: Name | None) -> str:
-    """Subtype of a film: the label decides between normal and pneumonia, the name between bacteria and virus."""
+def subtype_of(label: int, name: Name | None, classes: tuple[str, str] = LABELS) -> str:
+    """Subtype of a film: the label decides between normal and pneumonia, the name between bacteria and virus.
+
+    Under other ``classes`` the label says nothing of it, and the name all.
+    """
+    if classes != LABELS:
+        return name.subtype if name else "unknown"
     if label == 0:
         return "normal"
     return "unknown" if name is None or name.subtype == "normal" else name.subtype

@@ -33,7 +33,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Manifest:
     """
     if config.root is None:
         raise DataError("data.root is not set; name a folder of films or a CSV, for example --set data.root=chest_xray")
-    return _prepare(index(config.root), config, progress)
+    return _prepare(index(config.root, config.classes), config, progress)
 
 
 def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None = None) -> Manifest:
@@ -43,7 +43,7 @@ def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None
         DataError: as ``prepare``; or no root is set and nothing was prepared in this workspace.
     """
     config = settled(config, workspace)
-    listing = index(config.root or "")
+    listing = index(config.root or "", config.classes)
     saved, untouched = _kept(listing, config, workspace)
     if saved is not None and untouched:
         return saved
@@ -61,7 +61,7 @@ def kept_manifest(config: DataConfig, workspace: Workspace) -> tuple[Manifest | 
         DataError: no root is set and nothing was prepared, or the source is gone.
     """
     config = settled(config, workspace)
-    return _kept(index(config.root or ""), config, workspace)
+    return _kept(index(config.root or "", config.classes), config, workspace)
 
 
 def _kept(listing: Listing, config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
@@ -88,7 +88,7 @@ def redrawn(manifest: Manifest, seed: int) -> Manifest:
     Raises:
         DataError: the films cannot be split so.
     """
-    placed = redealt(manifest.of("train") + manifest.of("val"), seed)
+    placed = redealt(manifest.of("train") + manifest.of("val"), seed, manifest.classes)
     return dataclasses.replace(manifest, films=placed, left_out=(), settings=manifest.settings | {"seed": seed})
 
 
@@ -139,7 +139,7 @@ def _untouched(config: DataConfig) -> list[str]:
 
 def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) -> Manifest:
     fingerprint = listing.fingerprint()  # before reading: what changes meanwhile is seen the next time
-    films, bad = _examined(listing, progress)
+    films, bad = _examined(listing, config.classes, progress)
     if bad and not config.skip_bad:
         worst = shown([item.path for item in bad], room=200, reasons=[item.reason for item in bad])
         raise DataError(
@@ -156,11 +156,13 @@ def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) ->
     return Manifest(str(listing.root), placed, left_out, settings_of(config), str(listing.source), fingerprint)
 
 
-def _examined(listing: Listing, progress: Progress | None) -> tuple[list[Film], list[LeftOut]]:
+def _examined(
+    listing: Listing, classes: tuple[str, str], progress: Progress | None
+) -> tuple[list[Film], list[LeftOut]]:
     films, bad = [], []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        results = pool.map(lambda entry: _examine(listing.root, entry), listing.entries)
+        results = pool.map(lambda entry: _examine(listing.root, entry, classes), listing.entries)
         for done, result in enumerate(results, start=1):
             if isinstance(result, Film):
                 films.append(result)
@@ -173,7 +175,7 @@ def _examined(listing: Listing, progress: Progress | None) -> tuple[list[Film], 
     return films, bad
 
 
-def _examine(root: Path, entry: Entry) -> Film | LeftOut:
+def _examine(root: Path, entry: Entry, classes: tuple[str, str]) -> Film | LeftOut:
     try:
         facts = inspect(root / entry.path)
         name = read_name(Path(entry.path).name)
@@ -184,7 +186,7 @@ def _examine(root: Path, entry: Entry) -> Film | LeftOut:
         path=entry.path,
         label=entry.label,
         patient=patient,
-        subtype=entry.subtype or subtype_of(entry.label, name),
+        subtype=entry.subtype or subtype_of(entry.label, name, classes),
         folder=entry.folder,
         group=patient,
         split="",

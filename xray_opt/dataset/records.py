@@ -26,7 +26,7 @@ class Film:
 
     Attributes:
         path: relative to the manifest's root, with forward slashes.
-        label: 0 NORMAL, 1 PNEUMONIA.
+        label: 1 of the positive class (pneumonia, unless other classes are set), 0 of the negative one.
         patient: patient key after normalisation.
         subtype: ``normal``, ``bacteria``, ``virus`` or ``unknown``.
         folder: split folder in which the source had it (``train``, ``val``, ``test``), empty if none.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from xray_opt.dataset.films import thumbnail
 from xray_opt.dataset.manifest import Manifest
+from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.records import Film
 from xray_opt.errors import BadFilm, DataError
 from xray_opt.metrics import Scores, scores
@@ -47,6 +48,7 @@ class Shortcut:
         always_f1: F1 of always saying pneumonia.
         films: films of the train and val splits that were used.
         folds: folds of the cross-validation, 0 where there was none.
+        positive: name of the positive class.
     """
 
     metadata_auc: float | None
@@ -56,6 +58,7 @@ class Shortcut:
     always_f1: float
     films: int
     folds: int
+    positive: str = LABELS[1]
 
     def metrics(self) -> dict[str, float]:
         """The scores that exist, under the names that tracking logs."""
@@ -74,7 +77,7 @@ class Shortcut:
             f"shortcut screen, {self.folds}-fold by patient group, {self.films} films of train and val:",
             f"  file metadata alone        AUC {_text(self.metadata_auc)}  F1 {_text(self.metadata_f1)}",
             f"  16×16 thumbnail alone      AUC {_text(self.thumbnail_auc)}  F1 {_text(self.thumbnail_f1)}",
-            f"  always saying pneumonia               F1 {_text(self.always_f1)}",
+            f"  {'always saying ' + self.positive.lower():37.37} F1 {_text(self.always_f1)}",
         ]
 
 
@@ -88,7 +91,7 @@ def shortcut_screen(manifest: Manifest, progress: Progress | None = None) -> Sho
     """
     films = open_films(manifest)
     results = in_threads(lambda film: _thumbnail(manifest, film), films, progress)
-    return screen(films, np.array(results, dtype=np.uint8).reshape(-1, SIDE, SIDE))
+    return screen(films, np.array(results, dtype=np.uint8).reshape(-1, SIDE, SIDE), manifest.classes[1])
 
 
 def open_films(manifest: Manifest) -> tuple[Film, ...]:
@@ -96,17 +99,17 @@ def open_films(manifest: Manifest) -> tuple[Film, ...]:
     return manifest.of("train") + manifest.of("val")
 
 
-def screen(films: Sequence[Film], thumbnails: Thumbnails) -> Shortcut:
+def screen(films: Sequence[Film], thumbnails: Thumbnails, positive: str = LABELS[1]) -> Shortcut:
     """As ``shortcut_screen``, from (N, 32, 32) uint8 thumbnails of N films that are not of the test split."""
     labels = np.array([film.label for film in films], dtype=np.int64)
     folds = _folds(films, labels)
     always = scores(labels, np.ones(len(labels))).f1
     if not folds:
-        return Shortcut(None, None, None, None, always, len(films), 0)
+        return Shortcut(None, None, None, None, always, len(films), 0, positive)
     boosting, logistic = _models()
     metadata = _out_of_fold(boosting, _metadata(films), labels, folds)
     thumbnail = _out_of_fold(logistic, _halved(thumbnails), labels, folds)
-    return Shortcut(metadata.auc, thumbnail.auc, metadata.f1, thumbnail.f1, always, len(films), len(folds))
+    return Shortcut(metadata.auc, thumbnail.auc, metadata.f1, thumbnail.f1, always, len(films), len(folds), positive)
 
 
 def trivial_models(manifest: Manifest, wanted: Sequence[Film]) -> dict[str, NDArray[np.float64]]:

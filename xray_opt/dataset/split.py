@@ -57,14 +57,14 @@ def split_films(films: Iterable[Film], config: DataConfig) -> tuple[tuple[Film, 
         placed, left_out = _keep_test(films, config)
     else:
         shares = {"train": config.train_fraction, "val": config.val_fraction, "test": config.test_fraction}
-        placed, left_out = _deal(films, shares, config.seed), []
+        placed, left_out = _deal(films, shares, config.seed, config.classes), []
     for split, most in (("train", config.train_films), ("val", config.val_films)):
-        placed, beyond = _limit(placed, split, most, config.seed)
+        placed, beyond = _limit(placed, split, most, config)
         left_out += beyond
     return tuple(sorted(placed, key=_path)), tuple(sorted(left_out, key=_path))
 
 
-def redealt(films: Iterable[Film], seed: int) -> tuple[Film, ...]:
+def redealt(films: Iterable[Film], seed: int, classes: tuple[str, str] = LABELS) -> tuple[Film, ...]:
     """Films of train and val dealt anew to these two, about as many to each as before.
 
     Raises:
@@ -72,7 +72,7 @@ def redealt(films: Iterable[Film], seed: int) -> tuple[Film, ...]:
     """
     films = tuple(films)
     share = sum(film.split == "train" for film in films) / len(films)
-    return tuple(sorted(_deal(films, {"train": share, "val": 1 - share}, seed), key=_path))
+    return tuple(sorted(_deal(films, {"train": share, "val": 1 - share}, seed, classes), key=_path))
 
 
 def _path(item: Film | LeftOut) -> str:
@@ -85,32 +85,32 @@ def _keep_test(films: Sequence[Film], config: DataConfig) -> tuple[list[Film], l
         raise DataError(
             "data.keep_test is set, but the source has no test folder; leave --keep-test out to have one split off"
         )
-    if missing := _missing(kept):
+    if missing := _missing(kept, config.classes):
         raise DataError(f"the kept test split has no {missing} film; leave --keep-test out to have one split off")
     touched = {film.group for film in kept}
     rest = [film for film in films if film.folder != "test" and film.group not in touched]
     left_out = [LeftOut(film.path, KEPT_TEST) for film in films if film.folder != "test" and film.group in touched]
     both = config.train_fraction + config.val_fraction
     shares = {"train": config.train_fraction / both, "val": config.val_fraction / both}
-    return kept + _deal(rest, shares, config.seed), left_out
+    return kept + _deal(rest, shares, config.seed, config.classes), left_out
 
 
-def _limit(films: list[Film], split: str, most: int | None, seed: int) -> tuple[list[Film], list[LeftOut]]:
+def _limit(films: list[Film], split: str, most: int | None, config: DataConfig) -> tuple[list[Film], list[LeftOut]]:
     mine = [film for film in films if film.split == split]
     if most is None or most >= len(mine):
         return films, []
     share = most / len(mine)
-    dealt = _deal(mine, {split: share, "": 1 - share}, seed)
+    dealt = _deal(mine, {split: share, "": 1 - share}, config.seed, config.classes)
     beyond = [LeftOut(film.path, NOT_CHOSEN[split]) for film in dealt if not film.split]
     return [film for film in films if film.split != split] + [film for film in dealt if film.split], beyond
 
 
-def _missing(films: Iterable[Film]) -> str:
+def _missing(films: Iterable[Film], classes: tuple[str, str]) -> str:
     found = {film.label for film in films}
-    return " and no ".join(name for label, name in enumerate(LABELS) if label not in found)
+    return " and no ".join(name for label, name in enumerate(classes) if label not in found)
 
 
-def _deal(films: Iterable[Film], shares: Mapping[str, float], seed: int) -> list[Film]:
+def _deal(films: Iterable[Film], shares: Mapping[str, float], seed: int, classes: tuple[str, str]) -> list[Film]:
     """The films with ``split`` set to the names of ``shares``; the split named ``""`` may lack a class."""
     members: dict[str, list[Film]] = defaultdict(list)
     for film in films:
@@ -120,7 +120,7 @@ def _deal(films: Iterable[Film], shares: Mapping[str, float], seed: int) -> list
     )
     groups = [_Group(name, [float(sum(map(holds, members[name]))) for holds, _ in _STRATA]) for name in order]
     table = _Table(groups, tuple(shares), list(shares.values()))
-    _require_patients(groups, [name for name in shares if name])
+    _require_patients(groups, [name for name in shares if name], classes)
     for group in groups:
         table.place(group, table.nearest(group, range(len(shares))))
     table.cover()
@@ -128,8 +128,8 @@ def _deal(films: Iterable[Film], shares: Mapping[str, float], seed: int) -> list
     return [replace(film, split=table.names[table.at[film.group]]) for name in order for film in members[name]]
 
 
-def _require_patients(groups: Sequence[_Group], splits: Sequence[str]) -> None:
-    for label, name in enumerate(LABELS):
+def _require_patients(groups: Sequence[_Group], splits: Sequence[str], classes: tuple[str, str]) -> None:
+    for label, name in enumerate(classes):
         having = sum(group.has(label) for group in groups)
         if having < len(splits):
             raise DataError(

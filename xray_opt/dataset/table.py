@@ -14,7 +14,6 @@ from xray_opt.errors import DataError, brief, shortened
 
 _REQUIRED = ("path", "label", "patient")
 _OPTIONAL = ("subtype", "split")
-_LABELS = {name.lower(): label for label, name in enumerate(LABELS)} | {"0": 0, "1": 1}
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class _Line:
         return value
 
 
-def read_table(path: Path) -> list[Entry]:
-    """Entries of a CSV; paths are relative to its folder.
+def read_table(path: Path, classes: tuple[str, str] = LABELS) -> list[Entry]:
+    """Entries of a CSV; paths are relative to its folder, labels are names of ``classes`` in any case, 0 or 1.
 
     Raises:
         DataError: a missing column, an unknown label, a path twice, outside the folder or missing, an empty
@@ -45,7 +44,7 @@ def read_table(path: Path) -> list[Entry]:
     lines = _read(path)
     entries: dict[str, Entry] = {}
     for line in lines:
-        entry = _entry(line)
+        entry = _entry(line, classes)
         if entry.path in entries:
             line.refuse(f"the path {shortened(entry.path)} stands twice")
         entries[entry.path] = entry
@@ -85,14 +84,16 @@ def _line(path: Path, number: int, columns: list[str], row: list[str]) -> _Line:
     return line
 
 
-def _entry(line: _Line) -> Entry:
-    label = _LABELS.get(line.cells["label"].lower())
+def _entry(line: _Line, classes: tuple[str, str]) -> Entry:
+    labels = {name.lower(): label for label, name in enumerate(classes)} | {"0": 0, "1": 1}
+    label = labels.get(line.cells["label"].lower())
     if label is None:
-        line.refuse(f"label must be NORMAL, PNEUMONIA, 0 or 1, not {brief(line.cells['label'])}")
+        others = "" if classes != LABELS else "; other classes are set with data.negative and data.positive"
+        line.refuse(f"label must be {', '.join(classes)}, 0 or 1, not {brief(line.cells['label'])}{others}")
     if not line.cells["patient"]:
         line.refuse("the patient is empty; films of one child must share a patient so that they stay in one split")
     subtype = line.one_of("subtype", SUBTYPES)
-    if subtype and (subtype == "normal") != (label == 0):
+    if subtype and classes == LABELS and (subtype == "normal") != (label == 0):
         line.refuse(f"subtype {subtype!r} contradicts the label {LABELS[label]}")
     return Entry(_path(line), label, line.one_of("split", SPLITS), patient_key(line.cells["patient"]), subtype)
 

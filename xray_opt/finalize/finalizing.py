@@ -18,8 +18,8 @@ import numpy as np
 from xray_opt import registry
 from xray_opt.backbone import resolve_device
 from xray_opt.calibration import logit
-from xray_opt.config import Workspace
-from xray_opt.dataset import Film, prepared, trivial_models
+from xray_opt.config import LossConfig, Workspace
+from xray_opt.dataset import Film, Manifest, prepared, trivial_models
 from xray_opt.errors import ConfigError
 from xray_opt.finalize.record import Baseline, Final
 from xray_opt.intervals import gains
@@ -173,15 +173,22 @@ def _score(chosen: _Chosen, films: Sequence[Film], opening: Opening) -> Final:
 
 def _baselines(chosen: _Chosen, films: Sequence[Film], ours: FilmCases) -> tuple[Baseline, ...]:
     """The trivial models, best AUC first: chosen on the test films, which is to their advantage and not to ours."""
-    loss, manifest = loss_of(chosen.sealed.loaded), chosen.sealed.manifest
-    val = manifest.of("val")
     found = []
-    for name, probabilities in trivial_models(manifest, (*val, *films)).items():
-        threshold = best_threshold([film.label for film in val], probabilities[: len(val)])
-        cases = film_cases(films, logit(probabilities[len(val) :]), 1.0, loss)
+    trivial = trivial_cases(chosen.sealed.manifest, films, loss_of(chosen.sealed.loaded))
+    for name, (threshold, cases) in trivial.items():
         paired = gains(ours.films, cases.films, ours.whose, (chosen.threshold, threshold))
         found.append(Baseline(name, threshold, levels(cases, threshold)[0], paired))
     return tuple(sorted(found, key=lambda one: -np.nan_to_num(one.image.scores["auc"].value)))
+
+
+def trivial_cases(manifest: Manifest, films: Sequence[Film], loss: LossConfig) -> dict[str, tuple[float, FilmCases]]:
+    """Trivial model → its threshold of best F1 on validation, and what it says of these films."""
+    val = manifest.of("val")
+    found = {}
+    for name, probabilities in trivial_models(manifest, (*val, *films)).items():
+        threshold = best_threshold([film.label for film in val], probabilities[: len(val)])
+        found[name] = threshold, film_cases(films, logit(probabilities[len(val) :]), 1.0, loss)
+    return found
 
 
 def _record(chosen: _Chosen, final: Final) -> None:

@@ -6,7 +6,7 @@ Alias ``champion`` is what is used; ``candidate`` is the newest one that waits t
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry.copying import copies_of_versions, copy_version, key_of, versions_of_runs
-from xray_opt.registry.loading import Loaded, load
+from xray_opt.registry.loading import BASE, Loaded, load
 from xray_opt.registry.registration import register
 from xray_opt.registry.versions import (
     Comparison,
@@ -20,6 +20,7 @@ from xray_opt.registry.versions import (
 )
 
 __all__ = [
+    "BASE",
     "Comparison",
     "Connection",
     "Loaded",

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.models import Model
 
 from xray_opt.adapter import Bundle, load_bundle, read_bundle
-from xray_opt.backbone import Base, load_base, read_base
+from xray_opt.backbone import Ancestor, Base, load_base, read_base
 from xray_opt.config import Config, override
 from xray_opt.errors import TrackingError, brief
 from xray_opt.evaluate import Predictor
@@ -36,11 +36,13 @@ class Loaded:
 
     Attributes:
         tags: of the version or run (study, trial, digests).
+        trained_on: the trainings that its base weights went through, without the lists of their films.
     """
 
     predictor: Predictor
     run_id: str
     tags: Mapping[str, str]
+    trained_on: tuple[Ancestor, ...] = ()
 
     @property
     def bundle(self) -> Bundle:
@@ -87,7 +89,7 @@ def _load_version(connection: Connection, version: Version, device: torch.device
             raise TrackingError(f"version {version.version} of {version.name} was not registered by xray-opt")
         base = read_base(folder / saved["base"]["path"])
         network, bundle = load_bundle(folder / saved["bundle"]["path"], base)
-    return Loaded(Predictor(network, bundle, device), version.run_id, version.tags)
+    return Loaded(Predictor(network, bundle, device), version.run_id, version.tags, base.trained_on)
 
 
 def _load_run(connection: Connection, run_id: str, device: torch.device) -> Loaded:
@@ -96,11 +98,12 @@ def _load_run(connection: Connection, run_id: str, device: torch.device) -> Load
             run = connection.client.get_run(run_id)
             folder = Path(connection.client.download_artifacts(run_id, ADAPTER, scratch))
         bundle = read_bundle(folder)
-        network, bundle = load_bundle(folder, _base_of_run(connection, run, bundle, Path(scratch)))
-    return Loaded(Predictor(network, bundle, device), run_id, run.data.tags)
+        base = base_of_run(connection, run, bundle, Path(scratch))
+        network, bundle = load_bundle(folder, base)
+    return Loaded(Predictor(network, bundle, device), run_id, run.data.tags, base.trained_on)
 
 
-def _base_of_run(connection: Connection, run: Run, bundle: Bundle, scratch: Path) -> Base:
+def base_of_run(connection: Connection, run: Run, bundle: Bundle, scratch: Path) -> Base:
     """ImageNet's, or the base that the study's run keeps, or the run itself where it has no study."""
     if bundle.base_origin == "imagenet":
         return _named_base(bundle)
@@ -115,8 +118,9 @@ def _load_folder(folder: Path, device: torch.device) -> Loaded:
     bundle = read_bundle(inner)
     places = [place / "base.safetensors" for place in (inner, folder, inner.parent)]
     kept = next((path for path in places if path.is_file()), None)
-    network, bundle = load_bundle(inner, read_base(kept) if kept else _named_base(bundle))
-    return Loaded(Predictor(network, bundle, device), "", {})
+    base = read_base(kept) if kept else _named_base(bundle)
+    network, bundle = load_bundle(inner, base)
+    return Loaded(Predictor(network, bundle, device), "", {}, base.trained_on)
 
 
 def _named_base(bundle: Bundle) -> Base:

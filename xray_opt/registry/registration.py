@@ -163,7 +163,7 @@ def save_pyfunc(
     scratch: Path, model: LoggedModel, run_id: str, bundle_folder: Path, base: Base, example_image: bytes
 ) -> Path:
     """Write the MLflow model folder below ``scratch``: served_model.py, code, base, bundle, signature, requirements."""
-    weights = save_base(base, scratch / "base.safetensors")
+    weights = save_base(base.without_lists(), scratch / "base.safetensors")
     folder = scratch / "model"
     mlflow.pyfunc.save_model(
         str(folder),

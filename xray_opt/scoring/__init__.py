@@ -8,7 +8,7 @@ from xray_opt.scoring.evaluating import Evaluation, cases_of, evaluate, loss_of
 from xray_opt.scoring.explaining import Explained, Explanation, explain
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.opening import SealedTest, require_own, study_storage
-from xray_opt.scoring.outside import own_settings, strangers
+from xray_opt.scoring.outside import own_manifest, own_settings, strangers
 from xray_opt.scoring.predicting import Prediction, film_files, predict, promote
 from xray_opt.scoring.shift import Shift
 from xray_opt.scoring.subgroups import Subgroup
@@ -30,6 +30,7 @@ __all__ = [
     "film_files",
     "levels",
     "loss_of",
+    "own_manifest",
     "own_settings",
     "predict",
     "promote",

@@ -15,7 +15,7 @@ from xray_opt.intervals import Interval, Patients, scored
 from xray_opt.metrics import Cases, focal_losses
 
 Floats = NDArray[np.float64]
-#: Kinds of pneumonia whose sensitivities are scored apart, where films tell them.
+#: Kinds of the positive class whose sensitivities are scored apart, where films tell them.
 KINDS = ("bacteria", "virus")
 
 
@@ -62,7 +62,7 @@ def film_cases(films: Sequence[Film], logits: Floats, temperature: float, loss: 
     A patient is positive, or of a kind, if one of the films is.
     """
     labels = np.array([film.label for film in films], dtype=np.int64)
-    kinds = {kind: np.array([film.subtype == kind for film in films], dtype=bool) for kind in KINDS}
+    kinds = {kind: labels * [film.subtype == kind for film in films] == 1 for kind in KINDS}
     kinds = {kind: members for kind, members in kinds.items() if members.any()}
     whose = Patients([film.group for film in films])
     own = Cases(labels, probability(logits, temperature), focal_losses(labels, logits, loss.alpha, loss.gamma), kinds)

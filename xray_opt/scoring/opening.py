@@ -25,6 +25,9 @@ from xray_opt.places import Place, known_storages
 from xray_opt.tracking import MANIFEST, STORAGE, log_run_metrics, tag_opening
 from xray_opt.tuning import read_study
 
+#: Tags of runs that tell the trial they are or retrain.
+TRIAL_TAGS = ("xray_opt.trial", "xray_opt.confirms", "xray_opt.baseline_of")
+
 
 def require_own(manifest: Manifest, loaded: registry.Loaded, model: str, split: str) -> None:
     """Raises DataError unless ``model`` was made on this very split of these films."""
@@ -51,7 +54,7 @@ class SealedTest:
     storage: str | None
 
     def open(self, why: str, by: str = "evaluate") -> tuple[tuple[Film, ...], Opening]:
-        """The films and the record of this opening by ``evaluate`` or ``finalize``, which is written first.
+        """The films and the record of this opening by a command, which is written first.
 
         Raises:
             StudyError, TrackingError: it cannot be written; the split stays sealed.
@@ -61,7 +64,7 @@ class SealedTest:
             who=_user(),
             when=datetime.now(UTC).isoformat(timespec="milliseconds"),
             why=why,
-            trial=int(number) if (number := tags.get("xray_opt.trial") or tags.get("xray_opt.confirms")) else None,
+            trial=next((int(tags[name]) for name in TRIAL_TAGS if name in tags), None),
             command=redacted(shlex.join([_program(), *sys.argv[1:]])),
             run=self.loaded.run_id,
             by=by,

@@ -9,10 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from xray_opt import registry
+from xray_opt.backbone import Ancestor, read_base
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import Film, Manifest, resplit
 from xray_opt.errors import ConfigError, DataError
+from xray_opt.kept_base import kept_path
 from xray_opt.mlflow_client import Connection
+from xray_opt.overlap import seen_groups
 from xray_opt.tracking import MANIFEST, study_manifest
 
 OWN_FILMS = (
@@ -32,12 +35,13 @@ def own_settings(loaded: registry.Loaded) -> DataConfig:
 
 
 def strangers(
-    manifest: Manifest, loaded: registry.Loaded, own: Manifest | None
+    manifest: Manifest, loaded: registry.Loaded, own: Manifest | None, workspace: Workspace
 ) -> tuple[tuple[Film, ...], Mapping[str, int] | None]:
     """The films of an outside set that are not the model's own nor of its patients, and a count of the others.
 
     The model's own films are known by their SHA-256, whatever their names; its patients by their keys, and by standing
-    in one patient group with one of its films. The count is none where the model's own films (``own``) are not known.
+    in one patient group with one of its films. Films and patients of its base are its own too, where the base tells
+    them. The count is none where the model's own films (``own``) are not known.
 
     Raises:
         ConfigError: no film is left.
@@ -49,11 +53,23 @@ def strangers(
     files = {film.sha256: film.split for film in own.films}
     patients = {key for film in own.films for key in (film.patient, film.group)}
     known = {film.group for film in manifest.films if film.sha256 in files or {film.patient, film.group} & patients}
-    left = tuple(film for film in manifest.films if film.group not in known)
+    seen = seen_groups(_trained_on(loaded, workspace), manifest.films) - known
+    left = tuple(film for film in manifest.films if film.group not in known | seen)
     out = Counter(files.get(film.sha256, "same_patient") for film in manifest.films if film.group in known)
+    if of_base := sum(film.group in seen for film in manifest.films):
+        out["of_the_base"] = of_base
     if not left:
-        raise ConfigError(OWN_PATIENTS if "same_patient" in out else OWN_FILMS)
+        raise ConfigError(OWN_PATIENTS if {"same_patient", "of_the_base"} & out.keys() else OWN_FILMS)
     return left, dict(out)
+
+
+def _trained_on(loaded: registry.Loaded, workspace: Workspace) -> tuple[Ancestor, ...]:
+    """What the model's base was trained on, with the lists of films where its study keeps them here."""
+    study = loaded.tags.get("xray_opt.study")
+    if not loaded.trained_on or study is None:
+        return loaded.trained_on
+    kept = kept_path(study, workspace, loaded.bundle.base_sha256)
+    return read_base(kept).trained_on if kept.is_file() else loaded.trained_on
 
 
 def own_manifest(loaded: registry.Loaded, connection: Connection, workspace: Workspace) -> Manifest | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from xray_opt import registry
 from xray_opt.backbone import resolve_device
 from xray_opt.config import Workspace
-from xray_opt.dataset import LABELS
 from xray_opt.errors import BadFilm, DataError
 from xray_opt.evaluate import BATCH, Predictor
 from xray_opt.mlflow_client import connect
@@ -22,7 +21,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 
 @dataclass(frozen=True)
 class Prediction:
-    """One film's answer: the calibrated probability, and PNEUMONIA where ``probability >= threshold``."""
+    """One film's answer: the calibrated probability, and the positive class where ``probability >= threshold``."""
 
     path: str
     probability: float
@@ -56,7 +55,8 @@ def predict(
         if isinstance(answer, BadFilm):
             refused.append((str(path), str(answer)))
         else:
-            rows.append(Prediction(str(path), answer, LABELS[int(answer >= threshold)], threshold))
+            label = loaded.bundle.classes[int(answer >= threshold)]
+            rows.append(Prediction(str(path), answer, label, threshold))
     return rows, refused
 
 

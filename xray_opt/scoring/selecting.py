@@ -79,7 +79,7 @@ def select(
     manifest = prepared(_data_settings(loaded, split, data), workspace)
     if split == "all":
         own = own_manifest(loaded, connection, workspace)
-        films, left_out = strangers(manifest, loaded, own)
+        films, left_out = strangers(manifest, loaded, own, workspace)
         return Selection(loaded, connection, split, threshold, manifest, films, own, left_out)
     require_own(manifest, loaded, model, split)
     if split != "test":

@@ -11,6 +11,7 @@ from xray_opt.tracking.artifact_copying import artifact_names
 from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tracking.copying import Route, copies_of, copy_run, metric_points, runs_of, runs_of_study
 from xray_opt.tracking.data import MANIFEST, data_tags, study_manifest
+from xray_opt.tracking.environment import environment_tags, machine_tags
 from xray_opt.tracking.model_copying import copies_of_models, copy_model, models_of_runs
 from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
@@ -42,8 +43,10 @@ __all__ = [
     "copy_run",
     "data_tags",
     "delete_run",
+    "environment_tags",
     "log_run_file",
     "log_run_metrics",
+    "machine_tags",
     "metric_points",
     "models_of_runs",
     "moved_page_tags",

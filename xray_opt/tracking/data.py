@@ -35,7 +35,7 @@ def dataset_inputs(manifest: Manifest, local: bool) -> list[DatasetInput]:
         profile = {
             "films": len(films),
             "patient_groups": len({film.group for film in films}),
-            "pneumonia": sum(film.label for film in films),
+            manifest.classes[1].lower(): sum(film.label for film in films),
         }
         dataset = Dataset(
             name=f"chest-films-{split}",

@@ -10,7 +10,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 import xray_opt
+from xray_opt.backbone import resolve_device
+from xray_opt.errors import ConfigError
 
 #: Packages whose versions may change a result.
 PACKAGES = ("torch", "torchvision", "peft", "mlflow", "optuna", "numpy", "pillow", "scikit-learn")
@@ -37,6 +41,36 @@ def _fixed_tags() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return tags
+
+
+def machine_tags(device: str) -> dict[str, str]:
+    """Tags of what a run computes on: results are equal to the bit where these, and the versions, are.
+
+    Args:
+        device: as ``training.device`` names it.
+    """
+    try:
+        found = resolve_device(device)
+    except ConfigError:  # training says so
+        return {}
+    name = f"{found.type} {torch.cuda.get_device_name(found)}" if found.type == "cuda" else found.type
+    return {
+        "xray_opt.cpu": _processor(),
+        "xray_opt.cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "xray_opt.threads": str(torch.get_num_threads()),
+        "xray_opt.device": name,
+    }
+
+
+@cache
+def _processor() -> str:
+    """Model of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def _user() -> str:

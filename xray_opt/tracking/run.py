@@ -22,7 +22,7 @@ from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError
 from xray_opt.mlflow_client import MISSING, Connection, speaking, without_credentials
 from xray_opt.system_metrics import SystemSampler
-from xray_opt.tracking.environment import environment_tags
+from xray_opt.tracking.environment import environment_tags, machine_tags
 from xray_opt.trainer import Epoch
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Run:
     def __enter__(self) -> Self:
         plan = self._plan
         tags = environment_tags() | {"xray_opt.role": "trial" if plan.parent_id else "run"} | dict(plan.tags)
-        tags |= {"xray_opt.seed": str(plan.config.training.seed)}
+        tags |= {"xray_opt.seed": str(plan.config.training.seed)} | machine_tags(plan.config.training.device)
         if plan.parent_id:
             tags["mlflow.parentRunId"] = plan.parent_id
         if plan.params:

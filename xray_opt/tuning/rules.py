@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xray_opt.config import StudyConfig
+from xray_opt.config import Config, StudyConfig, flatten
 from xray_opt.errors import StudyError
 
 #: Study user attributes.
@@ -36,12 +36,13 @@ def deleted(study: str) -> StudyError:
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """One line on the first rule that differs, none if all agree."""
-    fixed_before, fixed_now = before.get("fixed", {}), now["fixed"]
+    # A setting that is new since the study was made stood at its default.
+    fixed_before, fixed_now = flatten(Config()) | before.get("fixed", {}), now["fixed"]
     space_before, space_now = (_by_name(rules.get("space", [])) for rules in (before, now))
     for name in sorted(set(space_before) | set(space_now)):
         if space_before.get(name) != space_now.get(name):
             return f"the search of {name} was {_shown(space_before.get(name))}, now it is {_shown(space_now.get(name))}"
-    for name in sorted(set(fixed_before) | set(fixed_now)):
+    for name in sorted(before.get("fixed", {}).keys() | fixed_now.keys()):
         if fixed_before.get(name, "unset") != fixed_now.get(name, "unset"):
             return f"{name} was {fixed_before.get(name, 'unset')}, now it is {fixed_now.get(name, 'unset')}"
     if before.get("seed") != now["seed"]:

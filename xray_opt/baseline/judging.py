@@ -1,0 +1,139 @@
+"""Scores of contenders with several seeds each, and paired gains of one over the others. Pure numbers.
+
+A contender's score is the mean over its seeds. It is uncertain in two ways that add up: other patients (bootstrap of
+patients, the same resamples for every model) and other seeds, s²/S with S - 1 degrees of freedom, as ``confirm`` has
+it. Spreads are not pooled: a linear probe's seeds agree, those of a whole network do not. Gains are paired by patient
+and by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from xray_opt.confirm.judging import freedom_of, half_width
+from xray_opt.intervals import UNBOUNDED, Gain, Interval, Patients, Z, gain, having, interval, resampled, sigmoid
+from xray_opt.metrics import Cases, weighted_scores
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one trained model says of the films, and the threshold fixed for it on validation."""
+
+    cases: Cases
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """The models of one way to train, one a seed; a trivial model has one."""
+
+    key: str
+    models: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Score → (S,) values of the seeds, (B,) means over seeds under resamples of patients, patients it needs."""
+
+    values: Mapping[str, Floats]
+    means: Mapping[str, Floats]
+    having: Mapping[str, list[int]]
+
+
+def compare(
+    contenders: Sequence[Contender], patients: Patients, first: str
+) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, Gain]]]:
+    """Key → scores of each contender, and key → gains of ``first`` over each other one.
+
+    Args:
+        patients: of the films; every model has its films in this order.
+    """
+    drawn = {one.key: _drawn(one, patients) for one in contenders}
+    scores = {key: {name: _mean(name, one) for name in one.values} for key, one in drawn.items()}
+    ours = drawn.get(first)
+    if ours is None:
+        return scores, {}
+    gains = {
+        key: {name: _gain(name, ours, one) for name in ours.values if name in one.values}
+        for key, one in drawn.items()
+        if key != first
+    }
+    return scores, gains
+
+
+def _drawn(one: Contender, patients: Patients) -> _Drawn:
+    values, means, needs = [], [], []
+    for model in one.models:
+
+        def statistic(weights: Floats, model: Model = model) -> Mapping[str, Floats]:
+            return weighted_scores(model.cases, weights, model.threshold)
+
+        values.append(statistic(np.ones((1, len(model.cases.labels)))))
+        means.append(resampled(statistic, patients))
+        needs.append(having(model.cases, patients, model.threshold))
+    return _Drawn(
+        {name: np.array([float(each[name][0]) for each in values]) for name in values[0]},
+        {name: np.mean([each[name] for each in means], axis=0) for name in values[0]},
+        {name: [min(counts) for counts in zip(*(each[name] for each in needs), strict=True)] for name in values[0]},
+    )
+
+
+def _own(values: Floats) -> tuple[float, int]:
+    """Variance of the mean of seeds, and its degrees of freedom; one value has none."""
+    if len(values) < 2:
+        return 0.0, 1
+    # Less the first one: equal values have a spread of exactly 0.
+    return float((values - values[0]).var(ddof=1)) / len(values), len(values) - 1
+
+
+def _mean(name: str, one: _Drawn) -> Interval:
+    """The interval over patients, widened by the seeds on its own scale: logit, log for the loss, plain for ECE."""
+    values = one.values[name]
+    mean = float(values.mean())
+    found = interval(name, mean, one.means[name], one.having[name])
+    own, freedom = _own(values)
+    if found.low is None or found.high is None or own == 0 or not math.isfinite(own):
+        return found
+    there: Callable[[float], float] = _logit
+    back: Callable[[float], float] = sigmoid
+    if name in UNBOUNDED:
+        own, there, back = own / mean**2, _log, math.exp
+    elif name == "ece" or not (found.low > 0 and found.high < 1):
+        half = half_width(((found.high - found.low) / 2 / Z) ** 2, own, freedom)
+        middle = (found.low + found.high) / 2
+        return Interval(mean, max(min(middle - half, mean), 0.0), min(max(middle + half, mean), 1.0))
+    else:
+        own /= (mean * (1 - mean)) ** 2
+    low, high = there(found.low), there(found.high)
+    half = half_width(((high - low) / 2 / Z) ** 2, own, freedom)
+    return Interval(mean, back((low + high) / 2 - half), back((low + high) / 2 + half))
+
+
+def _gain(name: str, ours: _Drawn, theirs: _Drawn) -> Gain:
+    """The gain over patients, widened by the seeds; a model of one seed is the same beside each of ours."""
+    differences = ours.values[name] - theirs.values[name]
+    needs = [*ours.having[name], *theirs.having[name]]
+    found = gain(float(differences.mean()), ours.means[name] - theirs.means[name], needs)
+    own, freedom = _own(differences)
+    if found.low is None or found.high is None or own == 0 or not math.isfinite(own):
+        return found
+    patients = ((found.high - found.low) / 2 / Z) ** 2
+    half = half_width(patients, own, freedom)
+    p = float(2 * student.sf(abs(found.value) / math.sqrt(patients + own), freedom_of(patients, own, freedom)))
+    return replace(found, low=found.value - half, high=found.value + half, p=p)
+
+
+def _log(value: float) -> float:
+    return math.log(value)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
