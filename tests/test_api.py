@@ -5,8 +5,8 @@ from xray_opt import api
 NAMES = {
     "Config", "StudyConfig", "StudyWatcher", "TrainWatcher", "Workspace", "Place", "audit", "collect_garbage",
     "confirm", "delete_whole_study", "diagnose", "evaluate", "finalize", "find_place", "find_study", "leaderboard",
-    "load_study", "make_phantoms", "migrate", "override", "predict", "prepared", "promote", "shortcut_screen", "train",
-    "tune",
+    "load_study", "make_phantoms", "migrate", "override", "predict", "prepared", "promote", "report", "shortcut_screen",
+    "train", "tune",
 }  # fmt: skip
 
 

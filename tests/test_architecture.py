@@ -24,9 +24,10 @@ ROWS = (
     ("experiment",),
     ("tuning",),
     ("leaderboard", "places", "kept_base"),
-    ("settling",),
+    ("settling", "report"),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
     ("launchers", "finalize", "confirm"),
+    ("reporting",),
     ("api", "cli"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -56,6 +57,7 @@ WITHOUT_TORCH = {
     "services",
     "tuning",
     "leaderboard",
+    "report",
     "places",
     "migrate",
     "doctor",

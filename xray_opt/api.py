@@ -19,6 +19,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``leaderboard``        a study's trials, best first
 ``confirm``            retrain a study's best settings and judge them by that
 ``finalize``           open the test split once for the chosen model
+``report``             a study's evidence as a page, and a model card
 ``evaluate``           score a model on a split or on other films
 ``predict``            probabilities of films
 ``promote``            move the champion
@@ -36,7 +37,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from xray_opt import confirm as confirming
-from xray_opt import dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import dataset, doctor, places, reporting, scoring, single, upkeep, workers
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
@@ -71,6 +72,7 @@ train = _with_environment(single.train)
 leaderboard = _with_environment(boards.leaderboard)
 confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
+report = _with_environment(reporting.report)
 evaluate = _with_environment(scoring.evaluate)
 predict = _with_environment(scoring.predict)
 promote = _with_environment(scoring.promote)
@@ -104,6 +106,7 @@ __all__ = [
     "predict",
     "prepared",
     "promote",
+    "report",
     "shortcut_screen",
     "train",
     "tune",

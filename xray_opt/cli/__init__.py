@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "compare",
     "confirm": "confirm",
     "finalize": "evidence",
+    "report": "report",
     "evaluate": "models",
     "predict": "models",
     "promote": "models",

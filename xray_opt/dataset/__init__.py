@@ -5,6 +5,7 @@ keeps the result, ``audit`` checks it again from the files.
 """
 
 from xray_opt.dataset.audit import Audit, audit
+from xray_opt.dataset.audit_record import keep_audit, kept_audit
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
@@ -23,6 +24,8 @@ __all__ = [
     "Shortcut",
     "audit",
     "decode",
+    "keep_audit",
+    "kept_audit",
     "kept_manifest",
     "prepare",
     "prepared",

@@ -1,0 +1,20 @@
+"""The report of a study: an HTML page with its figures and a model card, from plain records; reads no store, no film.
+
+The only room that draws. ``reporting`` gathers the records and keeps what is made.
+"""
+
+from xray_opt.report.model_card import model_card
+from xray_opt.report.page import SECTIONS, Section, page
+from xray_opt.report.records import ARTIFACTS, Chosen, Evidence, Predictions, Split
+
+__all__ = [
+    "ARTIFACTS",
+    "SECTIONS",
+    "Chosen",
+    "Evidence",
+    "Predictions",
+    "Section",
+    "Split",
+    "model_card",
+    "page",
+]
