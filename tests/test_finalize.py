@@ -1,5 +1,6 @@
 """The sealed test split: nothing of tune depends on it, finalize opens it once, and everyone can read who did."""
 
+import csv
 import json
 import os
 import shutil
@@ -123,6 +124,11 @@ def test_finalize_reports_every_score_of_films_and_patients(finalized):
     assert final["patient"]["cases"] == len({film.group for film in sealed})
 
 
+def predictions_of(connection, run: str) -> list[dict[str, str]]:
+    text = Path(connection.client.download_artifacts(run, "test_predictions.csv")).read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
 def test_the_opening_is_recorded_in_study_run_and_version(finalized):
     place, final, before = finalized
     record = read_study("tiny", place.workspace)
@@ -139,6 +145,13 @@ def test_the_opening_is_recorded_in_study_run_and_version(finalized):
     assert parent.data.tags["xray_opt.test_openings"] == str(before + 1)
     kept = json.loads(Path(connection.client.download_artifacts(final["run"], "finalize.json")).read_text())
     assert kept["image"] == final["image"]
+    rows = predictions_of(connection, final["run"])
+    assert {row["film"]: int(row["label"]) for row in rows} == {
+        film.path: film.label for film in own_manifest(place).open_test(lambda: None)
+    }
+    called = [int(row["label"]) for row in rows if float(row["probability"]) >= final["threshold"]]
+    assert sum(called) == final["image"]["confusion"]["true_positive"]
+    assert len(called) - sum(called) == final["image"]["confusion"]["false_positive"]
     version = connection.client.get_model_version_by_alias("xray-pneumonia", "champion")
     assert version.tags["test.f1"].startswith(f"{final['image']['scores']['f1']['value']:.4f}")
     assert "over" in version.tags["test.auc_gain"]
@@ -228,7 +241,10 @@ def test_opening_again_needs_the_flag_and_is_counted(finalized):
     assert again.image.scores["auc"].value == pytest.approx(final["image"]["scores"]["auc"]["value"])
 
 
-@pytest.mark.parametrize("step", ["amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening"])
+STEPS = ("log_run_predictions", "amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening")
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_opening(finalized, monkeypatch, step):
     place, _, _ = finalized
     count = len(openings(read_study("tiny", place.workspace)))
@@ -238,7 +254,8 @@ def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_open
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    room = {"amend": finalizing, "log_run_file": finalizing, "tag_versions": finalizing.registry}.get(step, opening)
+    rooms = dict.fromkeys(("log_run_predictions", "amend", "log_run_file"), finalizing)
+    room = (rooms | {"tag_versions": finalizing.registry}).get(step, opening)
     real = getattr(room, step)
     monkeypatch.setattr(room, step, stopped)
     with pytest.raises(KeyboardInterrupt):

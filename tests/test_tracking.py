@@ -40,6 +40,7 @@ from xray_opt.tracking import (
     tag_run,
     unreferenced_artifacts,
 )
+from xray_opt.tracking.outgoing import outgoing_files
 from xray_opt.trainer import Epoch
 
 
@@ -422,6 +423,16 @@ def test_predictions_carry_names_only_in_a_local_store(connection: Connection, s
     assert [row["label"] for row in rows] == ["1", "0"]
     films = [row["film"] for row in rows]
     assert films == (list(paths) if connection.local else [names.film(path) for path in paths])
+
+
+def test_predictions_of_both_splits_leave_the_machine_under_pseudonyms(tmp_path: Path) -> None:
+    here = embedded(tmp_path)
+    for name in ("val_predictions.csv", "test_predictions.csv"):
+        (tmp_path / name).write_text("film,label,probability\nperson1_virus_6.jpeg,1,0.5\n")
+    outgoing_files(tmp_path, here, replace(here, local=False))
+    for name in ("val_predictions.csv", "test_predictions.csv"):
+        own = Pseudonyms(here.workspace).film("person1_virus_6.jpeg")
+        assert (tmp_path / name).read_text() == f"film,label,probability\n{own},1,0.5\n"
 
 
 def test_the_data_set_is_an_input_of_study_and_trials(connection: Connection, study: str, tmp_path: Path) -> None:

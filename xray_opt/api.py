@@ -21,6 +21,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``finalize``           open the test split once for the chosen model
 ``baseline``           compare LoRA with a linear probe, a full fine-tune, trivial models
 ``reproduce``          train a recorded run anew and compare
+``report``             a study's evidence as a page, and a model card
 ``evaluate``           score a model on a split or on other films
 ``explain``            a sheet of films with heat maps
 ``predict``            probabilities of films
@@ -39,7 +40,7 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from xray_opt import base_export, dataset, doctor, places, scoring, single, upkeep, workers
+from xray_opt import base_export, dataset, doctor, places, reporting, scoring, single, upkeep, workers
 from xray_opt import baseline as comparing
 from xray_opt import confirm as confirming
 from xray_opt import finalize as finalizing
@@ -79,6 +80,7 @@ confirm = _with_environment(confirming.confirm)
 finalize = _with_environment(finalizing.finalize)
 baseline = _with_environment(comparing.baseline)
 reproduce = _with_environment(reproducing.reproduce)
+report = _with_environment(reporting.report)
 evaluate = _with_environment(scoring.evaluate)
 explain = _with_environment(scoring.explain)
 predict = _with_environment(scoring.predict)
@@ -117,6 +119,7 @@ __all__ = [
     "predict",
     "prepared",
     "promote",
+    "report",
     "reproduce",
     "shortcut_screen",
     "train",

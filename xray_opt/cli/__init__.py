@@ -27,6 +27,7 @@ COMMANDS = {
     "finalize": "evidence",
     "baseline": "baseline",
     "reproduce": "reproduce",
+    "report": "report",
     "evaluate": "models",
     "explain": "explain",
     "predict": "models",

@@ -131,10 +131,12 @@ def audit_command(
     """Check ROOT: leaks, bad files, near-duplicates, and what metadata alone tells of the class.
 
     Exits with 3 if a patient or a file stands in two splits, or if there are bad files and --skip-bad is not given.
+    What it finds is kept for the report.
     """
     import dataclasses
 
-    from xray_opt.dataset import audit, prepare
+    from xray_opt.config import Workspace
+    from xray_opt.dataset import audit, keep_audit, prepare
 
     bar = Progress().bar
     manifest = prepare(_config(root, seed, keep_test, True, classes), lambda done, n: bar("index", done, n))
@@ -144,6 +146,7 @@ def audit_command(
         print_json(report.to_dict())
     else:
         click.echo("\n".join(report.lines()))
+    keep_audit(report, manifest, Workspace.here())
     report.raise_on_leak()
     if not skip_bad:
         report.raise_on_bad_files()

@@ -5,6 +5,7 @@ keeps the result, ``audit`` checks it again from the files.
 """
 
 from xray_opt.dataset.audit import Audit, audit
+from xray_opt.dataset.audit_record import keep_audit, kept_audit
 from xray_opt.dataset.drift import FALSE_ALARMS, Drift, drift
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
@@ -28,6 +29,8 @@ __all__ = [
     "decode",
     "drift",
     "in_threads",
+    "keep_audit",
+    "kept_audit",
     "kept_manifest",
     "prepare",
     "prepared",

@@ -19,7 +19,7 @@ from xray_opt import registry
 from xray_opt.backbone import resolve_device
 from xray_opt.calibration import logit
 from xray_opt.config import LossConfig, Workspace
-from xray_opt.dataset import Film, Manifest, prepared, trivial_models
+from xray_opt.dataset import Film, Manifest, Pseudonyms, prepared, trivial_models
 from xray_opt.errors import ConfigError
 from xray_opt.finalize.record import Baseline, Final
 from xray_opt.intervals import gains
@@ -38,7 +38,7 @@ from xray_opt.scoring import (
     require_own,
     study_storage,
 )
-from xray_opt.tracking import log_run_file
+from xray_opt.tracking import TEST_PREDICTIONS, log_run_file, log_run_predictions
 from xray_opt.tuning import amend, read_study
 
 #: Study note: MLflow run → the record of its finalization. Artifact of that run: the same.
@@ -154,6 +154,7 @@ def _score(chosen: _Chosen, films: Sequence[Film], opening: Opening) -> Final:
     sealed = chosen.sealed
     loaded = sealed.loaded
     cases = cases_of(loaded, sealed.manifest, films)
+    _log_predictions(chosen, films, cases)
     image, patient = levels(cases, chosen.threshold)
     return Final(
         model=chosen.model,
@@ -169,6 +170,18 @@ def _score(chosen: _Chosen, films: Sequence[Film], opening: Opening) -> Final:
         opening=replace(opening, scores=image.values("test")),
         openings=len(sealed.openings()),
     )
+
+
+def _log_predictions(chosen: _Chosen, films: Sequence[Film], cases: FilmCases) -> None:
+    """Each film's label and probability beside the model's own validation ones: the report draws its curves of them.
+
+    Before the record: a kill in between scores the films once more, and none loses this.
+    """
+    sealed, own = chosen.sealed, cases.films
+    names = Pseudonyms(sealed.workspace)
+    paths = [film.path for film in films]
+    where = sealed.connection, chosen.run_id, TEST_PREDICTIONS
+    log_run_predictions(*where, paths, own.labels, own.probabilities, names)
 
 
 def _baselines(chosen: _Chosen, films: Sequence[Film], ours: FilmCases) -> tuple[Baseline, ...]:

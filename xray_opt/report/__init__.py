@@ -1,5 +1,25 @@
-"""Figures from plain records: the only room that imports plotting."""
+"""The report of a study: an HTML page with its figures and a model card, from plain records; reads no store, no film.
+
+The only room that draws. ``reporting`` gathers the records and keeps what is made.
+"""
 
 from xray_opt.report.forest import Line, Panel, forest, save
+from xray_opt.report.model_card import model_card
+from xray_opt.report.page import SECTIONS, Section, page
+from xray_opt.report.records import ARTIFACTS, Chosen, Evidence, Predictions, Split
 
-__all__ = ["Line", "Panel", "forest", "save"]
+__all__ = [
+    "ARTIFACTS",
+    "SECTIONS",
+    "Chosen",
+    "Evidence",
+    "Line",
+    "Panel",
+    "Predictions",
+    "Section",
+    "Split",
+    "forest",
+    "model_card",
+    "page",
+    "save",
+]

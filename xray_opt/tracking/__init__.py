@@ -17,7 +17,18 @@ from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
 from xray_opt.tracking.probing import ServerFacts, probe_server, round_trip
 from xray_opt.tracking.ranking import RankedTrial
-from xray_opt.tracking.run import PREDICTIONS, Run, close_lost, log_run_file, log_run_metrics, tag_opening, tag_run
+from xray_opt.tracking.reading import RunFacts, Seat, child_tags, film_seats, run_facts, run_file
+from xray_opt.tracking.run import (
+    PREDICTIONS,
+    TEST_PREDICTIONS,
+    Run,
+    close_lost,
+    log_run_file,
+    log_run_metrics,
+    log_run_predictions,
+    tag_opening,
+    tag_run,
+)
 from xray_opt.tracking.store import require_same_store, run_exists, store_note
 from xray_opt.tracking.study import Tracking
 
@@ -26,16 +37,20 @@ __all__ = [
     "PREDICTIONS",
     "STORAGE",
     "STUDY_ID",
+    "TEST_PREDICTIONS",
     "Connection",
     "RankedTrial",
     "Route",
     "Run",
+    "RunFacts",
+    "Seat",
     "ServerFacts",
     "Tracking",
     "TrialEnd",
     "agree",
     "artifact_names",
     "child_runs",
+    "child_tags",
     "close_lost",
     "copies_of",
     "copies_of_models",
@@ -44,8 +59,10 @@ __all__ = [
     "data_tags",
     "delete_run",
     "environment_tags",
+    "film_seats",
     "log_run_file",
     "log_run_metrics",
+    "log_run_predictions",
     "machine_tags",
     "metric_points",
     "models_of_runs",
@@ -57,6 +74,8 @@ __all__ = [
     "require_same_store",
     "round_trip",
     "run_exists",
+    "run_facts",
+    "run_file",
     "run_page",
     "runs_of",
     "runs_of_study",

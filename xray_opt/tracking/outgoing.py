@@ -17,7 +17,7 @@ from mlflow.entities import Dataset, DatasetInput
 from xray_opt.dataset import Manifest, Pseudonyms
 from xray_opt.mlflow_client import Connection
 from xray_opt.tracking.data import MANIFEST_FILE, PSEUDONYMISED_FILE, manifest_files
-from xray_opt.tracking.run import PLACES, PREDICTIONS
+from xray_opt.tracking.run import PLACES, PREDICTIONS, TEST_PREDICTIONS
 
 
 def outgoing_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -43,8 +43,9 @@ def _without_root(dataset: Dataset) -> Dataset:
 def outgoing_files(folder: Path, source: Connection, target: Connection) -> None:
     """Put pseudonyms in place of film names in a copy of a run's artifacts; the salt is the source's workspace's."""
     here = replace(target, workspace=source.workspace)
-    if (predictions := folder / PREDICTIONS).is_file():
-        predictions.write_text(_pseudonymised(predictions, Pseudonyms(source.workspace)), encoding="utf-8")
+    for name in (PREDICTIONS, TEST_PREDICTIONS):
+        if (predictions := folder / name).is_file():
+            predictions.write_text(_pseudonymised(predictions, Pseudonyms(source.workspace)), encoding="utf-8")
     if (manifest := folder / MANIFEST_FILE).is_file():
         manifest_files(Manifest.load(manifest), here, manifest.parent)
         manifest.unlink()

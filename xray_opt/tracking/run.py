@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 #: Settings that may name places on this machine or hold a password; they are cut short in what is logged.
 PLACES = ("data.root", "model.base")
 LONGEST_TAG = 500
-#: Artifact of a run: the validation films' probabilities.
-PREDICTIONS = "val_predictions.csv"
+#: Artifacts of a run: the probabilities of the validation films, and of the test films once ``finalize`` opened them.
+PREDICTIONS, TEST_PREDICTIONS = "val_predictions.csv", "test_predictions.csv"
 #: Tag: how often the test split was opened for a run, or for any run of a study.
 OPENINGS = "xray_opt.test_openings"
 
@@ -150,15 +150,8 @@ class Run:
     def log_predictions(
         self, paths: Sequence[str], labels: ArrayLike, probabilities: ArrayLike, pseudonyms: Pseudonyms
     ) -> None:
-        """Store ``val_predictions.csv`` (film, label, probability); films have pseudonyms unless the store is local."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["film", "label", "probability"])
-        for path, label, probability in zip(paths, np.asarray(labels), np.asarray(probabilities), strict=True):
-            film = path if self._connection.local else pseudonyms.film(path)
-            writer.writerow([film, int(label), repr(float(probability))])
-        with speaking(self._connection.uri, "store the predictions"):
-            self._client.log_text(self.id, text.getvalue(), PREDICTIONS)
+        """Store ``val_predictions.csv``; see :func:`log_run_predictions`."""
+        log_run_predictions(self._connection, self.id, PREDICTIONS, paths, labels, probabilities, pseudonyms)
 
     def _log_system(self, sample: dict[str, float], index: int) -> None:
         log_run_metrics(self._connection, self.id, sample, index)
@@ -236,6 +229,27 @@ def tag_opening(connection: Connection, run_id: str, line: str, counts: tuple[in
                 count = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0")) + 1
             connection.client.set_tag(one, "xray_opt.test_opened", line[:LONGEST_TAG])
             connection.client.set_tag(one, OPENINGS, str(count))
+
+
+def log_run_predictions(
+    connection: Connection,
+    run_id: str,
+    name: str,
+    paths: Sequence[str],
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    pseudonyms: Pseudonyms,
+) -> None:
+    """Store the artifact ``name`` of any run (film, label, probability); films have pseudonyms unless the store is
+    local."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["film", "label", "probability"])
+    for path, label, probability in zip(paths, np.asarray(labels), np.asarray(probabilities), strict=True):
+        film = path if connection.local else pseudonyms.film(path)
+        writer.writerow([film, int(label), repr(float(probability))])
+    with speaking(connection.uri, f"store {name}"):
+        connection.client.log_text(run_id, text.getvalue(), name)
 
 
 def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:

@@ -1,0 +1,159 @@
+"""Made-up records of studies for the tests of the report: large, odd and hostile ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from xray_opt.config import LossConfig
+from xray_opt.confirm.judging import Candidate, Retrained, judge
+from xray_opt.dataset import Film
+from xray_opt.finalize import Baseline, Final
+from xray_opt.intervals import Patients, gains
+from xray_opt.leaderboard import Opening
+from xray_opt.report import Chosen, Evidence, Predictions, Split
+from xray_opt.scoring import film_cases, levels
+from xray_opt.tuning import StudyRecord, TrialRecord
+
+HOSTILE = "<script>alert(1)</script> \"'&$x_1$ \x00\u202e \ud800 `|*"
+RATE, RANK = "optimizer.learning_rate", "lora.rank"
+SPACE = [
+    {"name": RATE, "kind": "float", "low": 1e-5, "high": 1e-2, "log": True},
+    {"name": RANK, "kind": "categorical", "choices": [4, 8, 16], "when": {"model.strategy": "lora"}},
+]
+
+
+def trial(number: int, state: str, value: float | None, epochs: list[float] | None = None, **more: object):
+    chance = np.random.default_rng(number)
+    params = {RATE: float(10 ** chance.uniform(-5, -2)), RANK: int(chance.choice([4, 8, 16]))}
+    steps = dict(enumerate(epochs if epochs is not None else [0.7, 0.8, value or 0.75], start=1))
+    notes = {"val.auc": 0.9, "mlflow_run": f"{number:032x}"}
+    fields = {"params": params, "notes": notes, "reason": "nan" if state == "FAIL" else None} | more
+    return TrialRecord(number, state, fields["params"], value, steps, fields["notes"], None, 9.0, fields["reason"])
+
+
+def study(*trials: TrialRecord, name: str = "made-up", **notes: object) -> StudyRecord:
+    rules = {"fixed": {"model.base": "/home/me/base.safetensors", "image.size": 64}, "space": SPACE, "seed": 7}
+    return StudyRecord(name, trials, {"rules": rules} | notes)
+
+
+def mixed() -> StudyRecord:
+    """12 trials: 7 complete, 3 pruned, 1 failed, 1 running."""
+    done = [trial(number, "COMPLETE", value) for number, value in enumerate([0.81, 0.84, 0.79, 0.9, 0.88, 0.91, 0.86])]
+    pruned = [trial(number, "PRUNED", None, [0.5, 0.55]) for number in (7, 8, 9)]
+    return study(*done, *pruned, trial(10, "FAIL", None, []), trial(11, "RUNNING", None, []))
+
+
+def films(seed: int, patients: int = 120) -> list[Film]:
+    chance = np.random.default_rng(seed)
+    found = []
+    for patient in range(patients):
+        label = int(patient % 3 > 0)
+        kind = ("normal", "bacteria", "virus")[patient % 3]
+        for film in range(1 + int(chance.integers(0, 2))):
+            path, who = f"p{seed}-{patient}-{film}.png", f"patient {seed}-{patient}"
+            found.append(Film(path, label, who, kind, "", who, "test", f"{len(found):064x}", 1, 1, 1, "L"))
+    return found
+
+
+def logits(made: list[Film], power: float, seed: int) -> np.ndarray:
+    chance = np.random.default_rng(seed)
+    return power * (np.array([film.label for film in made]) - 0.5) + chance.normal(size=len(made))
+
+
+def predictions(made: list[Film], own: np.ndarray) -> Predictions:
+    labels = np.array([film.label for film in made], dtype=np.int64)
+    return Predictions(labels, 1 / (1 + np.exp(-own)), tuple(film.group for film in made))
+
+
+def finalized(made: list[Film], own: np.ndarray, run: str, opening: Opening) -> dict[str, object]:
+    """What ``finalize`` would record of these test films, by its own code."""
+    ours, baselines = film_cases(made, own, 1.0, LossConfig()), []
+    for name, power in (("16×16 thumbnail", 2.0), ("file metadata", 1.0)):
+        cases = film_cases(made, logits(made, power, 5), 1.0, LossConfig())
+        baselines.append(
+            Baseline(name, 0.5, levels(cases, 0.5)[0], gains(ours.films, cases.films, ours.whose, (0.5, 0.5)))
+        )
+    image, patient = levels(ours, 0.5)
+    opening = replace(opening, run=run, scores=image.values("test"))
+    return Final(
+        model="models:/m@champion",
+        study="made-up",
+        run=run,
+        trial=5,
+        rule="best F1 on validation",
+        threshold=0.5,
+        temperature=1.25,
+        image=image,
+        patient=patient,
+        baselines=tuple(baselines),
+        opening=opening,
+        openings=1,
+    ).to_dict()
+
+
+def confirmed(made: list[Film]) -> dict[str, object]:
+    """What ``confirm`` would record of trials 5 and 3, by its own code."""
+    labels = np.array([film.label for film in made], dtype=np.int64)
+    found = []
+    for number, search, power in ((5, 0.91, 3.4), (3, 0.9, 2.0)):
+        called = [logits(made, power, 100 * number + seed) > 0 for seed in range(3)]
+        scores = [float(2 * (one & (labels == 1)).sum() / (one.sum() + labels.sum())) for one in called]
+        runs = [f"{number}{seed}" * 16 for seed in range(3)]
+        seeds = tuple(Retrained(*one) for one in zip(runs, scores, called, strict=True))
+        found.append(Candidate(number, {RANK: 8}, search, seeds))
+    return judge("made-up", found, labels, Patients([film.group for film in made])).to_dict()
+
+
+def whole() -> Evidence:
+    """A study with every record that there is."""
+    val, sealed = films(1), films(2)
+    own, unseen = logits(val, 3.0, 3), logits(sealed, 3.0, 4)
+    opening = Opening("ada", "2026-01-02T03:04:05+00:00", "the one test", 5, {}, "xray-opt finalize", by="finalize")
+    final = finalized(sealed, unseen, "5" * 32, opening)
+    made = mixed()
+    made = replace(made, notes=made.notes | {"confirmation": confirmed(val), "finalized": {"5" * 32: final}})
+    return Evidence(
+        study=made,
+        made="2026-01-02 03:04+00:00",
+        version="0.1.0",
+        importances={RATE: 0.75, RANK: 0.25},
+        openings=(Opening(**final["opening"]),),
+        chosen=Chosen("5" * 32, 5, "the best of the search", 0.5, 1.25, {RATE: "0.002"}, ("m version 1 (champion)",)),
+        final=final,
+        validation=predictions(val, own),
+        test=predictions(sealed, unseen / 1.25),
+        splits=(Split("train", 900, 500, 300, 600), Split("val", len(val), 120, 60, len(val) - 60)),
+        shortcut={"shortcut.metadata_auc": 0.93, "shortcut.thumbnail_auc": 0.96, "shortcut.always_f1": 0.84},
+        audit={"ok": True, "leaks": [], "near_duplicates": {"total": 3, "across_splits": 1}, "left_out": {"odd": 2}},
+        environment={"host": "here", "git commit": "c0ffee", "torch": "2.13.0"},
+        hosts={"here": 12},
+    )
+
+
+def hostile() -> Evidence:
+    """Every text from outside is what breaks pages, drawings and tables."""
+    odd = {HOSTILE: HOSTILE, RATE: float("nan"), RANK: True}
+    trials = [
+        trial(0, "COMPLETE", 0.5, params=odd, notes={"val.auc": HOSTILE, "mlflow_run": HOSTILE}),
+        trial(1, "COMPLETE", 0.6, [float("nan"), float("inf")], params={RATE: -1.0}),
+        trial(2, "FAIL", None, [], params={HOSTILE: None}, reason=HOSTILE),
+        trial(3, HOSTILE, None, [], params={}),
+    ]
+    full = whole()
+    space = [{"name": HOSTILE, "kind": HOSTILE, "choices": [HOSTILE], "when": {HOSTILE: HOSTILE}}]
+    rules = {"fixed": {HOSTILE: HOSTILE, "model.base": f"/home/me/{HOSTILE}"}, "space": space, "seed": HOSTILE}
+    final = {**full.final, "rule": HOSTILE, "headline": {**full.final["headline"], "over": HOSTILE}}
+    return replace(
+        full,
+        study=StudyRecord(HOSTILE, tuple(trials), {"rules": rules, "confirmation": full.confirmation}),
+        version=HOSTILE,
+        importances={HOSTILE: 0.5},
+        openings=(Opening(HOSTILE, HOSTILE, HOSTILE, None, by=HOSTILE),),
+        chosen=Chosen(HOSTILE, None, HOSTILE, None, None, {HOSTILE: HOSTILE}, (HOSTILE,)),
+        final=final,
+        audit={"left_out": {HOSTILE: HOSTILE}},
+        environment={HOSTILE: HOSTILE, "git commit": HOSTILE},
+        hosts={HOSTILE: 1},
+    )

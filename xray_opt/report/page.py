@@ -1,0 +1,87 @@
+"""The page: one file that needs nothing else, no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+
+from markupsafe import Markup
+
+from xray_opt.report import sections_facts as facts
+from xray_opt.report import sections_scores as scores
+from xray_opt.report import sections_study as study
+from xray_opt.report.html import text
+from xray_opt.report.records import Evidence
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its anchor, its heading, and what makes it of the records."""
+
+    key: str
+    title: str
+    body: Callable[[Evidence], Markup]
+
+
+#: The page, from top to bottom. A section more is a line more; what it reads of the chosen run stands in ``ARTIFACTS``.
+SECTIONS = (
+    Section("short", "In short", scores.headline),
+    Section("search", "The search", study.search),
+    Section("leaderboard", "Leaderboard", study.leaderboard),
+    Section("confirmation", "Confirmation", study.confirmation),
+    Section("validation", "Validation films", scores.validation),
+    Section("test", "The sealed test split", scores.sealed_test),
+    Section("data", "Films", facts.data),
+    Section("settings", "Settings", facts.settings),
+    Section("environment", "Environment", facts.environment),
+    Section("commands", "Do it again", facts.commands),
+)
+#: No script and no address is followed, whatever stands in the records.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+PAGE = Markup("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<p class="warning" role="note">Not for clinical use. A research result on one set of films.</p>
+<header>
+<h1>{title}</h1>
+<p class="note">Made {made} by xray-opt {version} from the study's records.</p>
+<nav aria-label="Sections">{links}</nav>
+</header>
+<main>
+{body}</main>
+</body>
+</html>
+""")
+
+
+def page(evidence: Evidence) -> str:
+    """The HTML page of one study."""
+    links = Markup("").join(Markup('<a href="#{}">{}</a>\n').format(one.key, one.title) for one in SECTIONS)
+    body = Markup("").join(_section(one, evidence) for one in SECTIONS)
+    return str(
+        PAGE.format(
+            policy=Markup(POLICY),
+            title=text(f"Study {evidence.study.name}"),
+            style=Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8")),
+            made=text(evidence.made),
+            version=text(evidence.version),
+            links=links,
+            body=body,
+        )
+    )
+
+
+def _section(one: Section, evidence: Evidence) -> Markup:
+    return Markup('<section id="{0}" aria-labelledby="{0}-head">\n<h2 id="{0}-head">{1}</h2>\n{2}</section>\n').format(
+        one.key, one.title, one.body(evidence)
+    )

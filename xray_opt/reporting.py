@@ -1,0 +1,262 @@
+"""Gathers a study's records, has the report made of them, writes it, and logs it to the study's run.
+
+Reads records alone: Optuna's trials and notes, MLflow's runs and their files, the last audit on this machine. No film
+is opened, so the test split stays as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xray_opt import __version__, registry
+from xray_opt.config import Workspace
+from xray_opt.dataset import kept_audit
+from xray_opt.errors import ConfigError
+from xray_opt.leaderboard import openings
+from xray_opt.mlflow_client import Connection, connect
+from xray_opt.places import PARENT, Place
+from xray_opt.report import ARTIFACTS, Chosen, Evidence, Predictions, Split, model_card, page
+from xray_opt.tracking import (
+    MANIFEST,
+    PREDICTIONS,
+    TEST_PREDICTIONS,
+    RunFacts,
+    Seat,
+    child_tags,
+    film_seats,
+    log_run_file,
+    run_facts,
+    run_file,
+)
+from xray_opt.tuning import StudyRecord, importances, read_study
+
+#: Folder of page and card among the artifacts of the study's run, and their names there.
+FOLDER, PAGE, CARD = "report", "report.html", "model-card.md"
+#: Tag of a run → what it is called on the page.
+FACTS = {
+    "xray_opt.host": "host",
+    "xray_opt.cpu": "processor",
+    "xray_opt.cpu_instructions": "its instructions",
+    "xray_opt.threads": "threads",
+    "xray_opt.device": "device",
+    "version.python": "python",
+    "xray_opt.version": "xray-opt",
+    "mlflow.source.git.commit": "git commit",
+    "xray_opt.git_changed": "changed since that commit",
+    "xray_opt.manifest_sha256": "digest of the split",
+    "xray_opt.data_sha256": "digest of the films",
+    "xray_opt.base_sha256": "digest of the base weights",
+    "xray_opt.seed": "seed of the training",
+}
+VERSION = "version."
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a report lies.
+
+    Attributes:
+        page, card: files on this machine.
+        logged: URI of the page in MLflow, none where it was not logged.
+        versions: registered versions that lead to it, in words.
+    """
+
+    page: Path
+    card: Path
+    logged: str | None
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the records of a study come from; ``parent`` is its run in MLflow, none where it has none there."""
+
+    study: StudyRecord
+    place: Place
+    workspace: Workspace
+    connection: Connection
+    parent: str | None
+
+    def facts(self, run: str | None) -> RunFacts:
+        return (run_facts(self.connection, run) if run else None) or RunFacts({}, {}, {})
+
+
+def report(
+    place: Place, workspace: Workspace, output: Path | None = None, log: bool = True, say: Say = lambda line: None
+) -> Report:
+    """Make the report and the model card of the study at ``place``.
+
+    Args:
+        output: the page's file, the card lies beside it; none means ``reports/STUDY.html`` of the workspace.
+        log: also log both to the study's run in MLflow, and let the chosen model's registered versions lead there.
+        say: told what was not done, and why.
+
+    Raises:
+        StudyError: no such study.
+        ConfigError: the files cannot be written.
+        TrackingError: MLflow does not answer.
+    """
+    source = _source(place, workspace)
+    evidence = _gather(source)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", source.study.name)
+    target = output or workspace.root / "reports" / f"{name}.html"
+    card = target.with_name(f"{target.stem}-model-card.md")
+    texts = {PAGE: page(evidence), CARD: model_card(evidence)}
+    for path, text in ((target, texts[PAGE]), (card, texts[CARD])):
+        _write(path, text)
+    if not log:
+        return Report(target, card, None, ())
+    if source.parent is None:
+        say("the study has no run in MLflow: the report was not logged")
+        return Report(target, card, None, ())
+    uri = _log(source, texts, evidence.chosen)
+    return Report(target, card, uri, evidence.chosen.versions if evidence.chosen else ())
+
+
+def _source(place: Place, workspace: Workspace) -> _Source:
+    study = read_study(str(place.study), workspace, place.storage)
+    connection = connect(place.tracking(workspace), workspace)
+    parent = study.notes.get(PARENT)
+    known = parent and run_facts(connection, parent)
+    return _Source(study, place, workspace, connection, parent if known else None)
+
+
+def _gather(source: _Source) -> Evidence:
+    """All records of a study."""
+    study, connection = source.study, source.connection
+    parent = source.facts(source.parent)
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as scratch:
+        folder = Path(scratch)
+        seats = film_seats(connection, source.parent, folder) if source.parent else {}
+        run, final = _chosen_run(study)
+        facts = source.facts(run)
+        chosen = _chosen(source, run, final, facts) if run else None
+        hosts = Counter(_machine(tags) for tags in child_tags(connection, source.parent)) if source.parent else {}
+        return Evidence(
+            study=study,
+            made=datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
+            version=__version__,
+            importances=importances(study.name, source.workspace, source.place.storage),
+            openings=tuple(openings(study)),
+            chosen=chosen,
+            final=final,
+            validation=_predictions(connection, run, PREDICTIONS, seats, folder) if facts.tags else None,
+            test=_predictions(connection, run, TEST_PREDICTIONS, seats, folder) if final and facts.tags else None,
+            splits=_splits(seats),
+            shortcut={name: value for name, value in parent.metrics.items() if name.startswith("shortcut.")},
+            audit=kept_audit(parent.tags.get(MANIFEST, ""), source.workspace),
+            environment=_environment(facts.tags),
+            hosts=dict(sorted(hosts.items())),
+            files=_files(connection, run, folder) if facts.tags and run else {},
+        )
+
+
+def _chosen_run(study: StudyRecord) -> tuple[str | None, Mapping[str, Any] | None]:
+    """The run of the model that was finalized last, else of the confirmed winner, else of the best trial."""
+    finals = study.notes.get("finalized") or {}
+    if finals:
+        run, final = max(finals.items(), key=lambda item: str(item[1]["opening"]["when"]))
+        return run, final
+    verdict = study.notes.get("confirmation")
+    if verdict and verdict["winner"] is not None:
+        return next(one["run"] for one in verdict["settings"] if one["trial"] == verdict["winner"]), None
+    return (study.best.notes.get("mlflow_run") if study.best else None), None
+
+
+def _chosen(source: _Source, run: str, final: Mapping[str, Any] | None, facts: RunFacts) -> Chosen:
+    verdict, best = source.study.notes.get("confirmation"), source.study.best
+    trial = facts.tags.get("xray_opt.trial") or facts.tags.get("xray_opt.confirms")
+    number = int(trial) if trial and trial.isdecimal() else final["trial"] if final else best.number if best else None
+    retrained = "xray_opt.confirms" in facts.tags
+    if verdict and verdict["winner"] == number and retrained:
+        why = "the winner of the confirmation: the median of its retrainings stands for it"
+    elif best is not None and number == best.number and not retrained:
+        why = "the best of the search by validation F1"
+    else:
+        why = "the model that was finalized"
+    threshold = final["threshold"] if final else facts.metrics.get("best.threshold")
+    temperature = final["temperature"] if final else facts.metrics.get("best.temperature")
+    return Chosen(run, number, why, threshold, temperature, facts.params, _versions(source.connection, run))
+
+
+def _versions(connection: Connection, run: str) -> tuple[str, ...]:
+    found = []
+    for version in registry.versions_of_runs(connection, {run: ""}):
+        held = registry.aliases(connection, version.name)
+        names = sorted(alias for alias, number in held.items() if number == str(version.version))
+        found.append(f"{version.name} version {version.version}" + (f" ({', '.join(names)})" if names else ""))
+    return tuple(found)
+
+
+def _predictions(
+    connection: Connection, run: str | None, name: str, seats: Mapping[str, Seat], folder: Path
+) -> Predictions | None:
+    """A run's predictions with the patient of each film; where films are not in the table each is a patient."""
+    path = run_file(connection, run, name, folder) if run else None
+    if path is None:
+        return None
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    groups = tuple(seats[row["film"]].group if row["film"] in seats else row["film"] for row in rows)
+    labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
+    return Predictions(labels, np.array([float(row["probability"]) for row in rows]), groups)
+
+
+def _splits(seats: Mapping[str, Seat]) -> tuple[Split, ...]:
+    found = []
+    for name in ("train", "val", "test"):
+        own = [seat for seat in seats.values() if seat.split == name]
+        sick = sum(seat.label for seat in own)
+        if own:
+            found.append(Split(name, len(own), len({seat.group for seat in own}), len(own) - sick, sick))
+    return tuple(found)
+
+
+def _environment(tags: Mapping[str, str]) -> dict[str, str]:
+    found = {words: tags[name] for name, words in FACTS.items() if name in tags}
+    versions = sorted(name for name in tags if name.startswith(VERSION) and name not in FACTS)
+    return found | {name.removeprefix(VERSION): tags[name] for name in versions}
+
+
+def _machine(tags: Mapping[str, str]) -> str:
+    return ", ".join(tags[name] for name in ("xray_opt.host", "xray_opt.device", "xray_opt.cpu") if name in tags)
+
+
+def _files(connection: Connection, run: str, folder: Path) -> dict[str, bytes]:
+    found = {name: run_file(connection, run, name, folder) for name in ARTIFACTS}
+    return {name: path.read_bytes() for name, path in found.items() if path is not None}
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with --output") from error
+
+
+def _log(source: _Source, texts: Mapping[str, str], chosen: Chosen | None) -> str:
+    """Page and card as artifacts of the study's run; the chosen model's versions lead there."""
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as scratch:
+        for name, text in texts.items():
+            path = Path(scratch) / name
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            log_run_file(source.connection, str(source.parent), path, FOLDER)
+    place = f"runs:/{source.parent}/{FOLDER}"
+    if chosen is not None:
+        links = {"xray_opt.report": f"{place}/{PAGE}", "xray_opt.model_card": f"{place}/{CARD}"}
+        registry.tag_versions(source.connection, chosen.run, links)
+    return f"{place}/{PAGE}"
