@@ -215,7 +215,7 @@ def test_a_model_that_reads_a_corner_is_flagged_and_one_that_reads_the_lungs_is_
         film = chance.integers(60, 90, (64, 64), dtype=np.uint8)
         lungs, marked = film.copy(), film.copy()
         lungs[20:44, 20:44] += np.uint8(25 * label)
-        marked[2:8, 2:8] += np.uint8(90 * label)
+        marked[1:6, 1:6] += np.uint8(90 * label)  # inside a border of a tenth, and a corner
         middle.append(lungs)
         corner.append(marked)
     groups = Patients([str(number) for number in range(60)])

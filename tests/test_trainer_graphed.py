@@ -242,12 +242,13 @@ def test_every_setting_is_known_to_change_the_kernels_or_not():
     values = {"model.base": "random", "model.base_seed": 1, "model.strategy": "full", "model.batch_norm": "train"}
     values |= {"model.dropout": 0.1, "model.stochastic_depth": 0.1, "lora.dropout": 0.1, "lora.stages": "late"}
     values |= {"lora.targets": "ungrouped", "training.compile": True}
+    still = {"lora.rank", "lora.alpha", "model.base_overlap"}
     plain = same_kernels(Config(), "a")
     assert plain != same_kernels(Config(), "b")
     for name in names:
         if name in values:
             assert same_kernels(override(Config(), {name: values[name]}), "a") != plain, name
-    assert {name for name in names if not name.startswith("training.")} - set(values) == {"lora.rank", "lora.alpha"}
+    assert {name for name in names if not name.startswith("training.")} - set(values) == still
     for rank in ({"lora.rank": 3}, {"lora.alpha": 3.0}):
         assert same_kernels(override(Config(), rank), "a") == plain
         dropping = {"lora.dropout": 0.1}
