@@ -14,8 +14,8 @@ PACKAGE = ROOT / "xray_opt"
 ROWS = (
     ("errors", "metrics"),
     ("intervals", "calibration"),
-    ("config",),
-    ("dataset", "backbone", "loss", "phantom", "kaggle", "services"),
+    ("config", "faults"),
+    ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
     ("cache", "adapter", "augment"),
     ("feed",),
     ("evaluate",),
@@ -25,7 +25,7 @@ ROWS = (
     ("tuning",),
     ("leaderboard", "places", "kept_base"),
     ("settling",),
-    ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
+    ("workers", "single", "scoring", "upkeep", "syncing", "interfaces", "migrate", "doctor"),
     ("launchers", "finalize", "confirm"),
     ("api", "cli"),
 )
@@ -54,6 +54,7 @@ WITHOUT_TORCH = {
     "phantom",
     "kaggle",
     "services",
+    "spool",
     "tuning",
     "leaderboard",
     "places",

@@ -79,6 +79,16 @@ def test_unknown_studies_are_named(tmp_path):
     assert "no studies yet" in xray("study", "list", cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize("command", ["tune", "confirm", "train"])
+def test_a_wrong_name_is_answered_before_anything_slow_is_imported(tmp_path, command):
+    code = (
+        f"import sys, xray_opt.cli as cli\nsys.argv = ['xray-opt', '{command}', '--study', 'nope']\n"
+        "try:\n    cli.main()\nfinally:\n    print([name for name in ('torch', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip(), "no study file" in done.stderr) == (2, "[]", True), done.stderr
+
+
 def test_odd_names_are_one_line(tmp_path):
     """A quote in a name must not break what MLflow or Optuna are asked."""
     write_film(tmp_path / "film.jpeg", 1)

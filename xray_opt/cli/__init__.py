@@ -1,7 +1,7 @@
 """The command line: one file a group of commands; errors become one line and an exit code here, once.
 
 Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
-7 tracking · 8 the service · 130 interrupted (Ctrl-C, SIGTERM).
+7 tracking · 8 the service · 9 a GPU failed · 10 a disk refuses · 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import signal
+import stat
 import sys
 from types import FrameType
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "weights": "models",
     "study": "study",
     "data": "data",
+    "sync": "sync",
     "gc": "upkeep",
     "ui": "ui",
     "doctor": "doctor",
@@ -72,7 +74,7 @@ def group(context: click.Context) -> None:
     for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
-    7 tracking, 8 the service, 130 interrupted.
+    7 tracking, 8 the service, 9 a GPU failed, 10 a disk refuses, 130 interrupted.
     """
     if context.invoked_subcommand not in READ_ENV_THEMSELVES:
         read_env()
@@ -87,12 +89,24 @@ def read_env() -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGHUP:
+        _leave_terminal()
     raise KeyboardInterrupt
+
+
+def _leave_terminal() -> None:
+    """The terminal is gone: what is said from now on must not fail because nobody can read it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
 
 
 def main() -> None:
     """Entry point of ``xray-opt``."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -23,11 +23,11 @@ from xray_opt.config import StudyConfig, Workspace, override
 from xray_opt.confirm.judging import Candidate, Confirmation, Retrained, judge
 from xray_opt.confirm.promoting import EVIDENCE, Promotion, promote_winner
 from xray_opt.dataset import Manifest, redrawn
-from xray_opt.errors import ConfigError, StudyError, TrainingError
+from xray_opt.errors import ConfigError, StoreAway, StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
 from xray_opt.settling import finished
-from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
+from xray_opt.tracking import PREDICTIONS, WAITING, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.tuning import IDENTITY, TrialRecord, storage_url, study_notes
 from xray_opt.tuning.storage import reachable, sole_lock
@@ -74,6 +74,7 @@ def confirm(
     Raises:
         ConfigError: numbers that say nothing.
         StudyError: no such study, no complete trial, another call is at work, or there is no winner to promote.
+        StoreAway: MLflow, where the retrainings are kept, does not answer now; no training is lost.
     """
     if top < 1 or seeds < 2 or splits == 1 or splits < 0:
         raise ConfigError("confirm needs --top of at least 1, --seeds of at least 2, and --splits 0 or at least 2")
@@ -87,10 +88,20 @@ def confirm(
         plan += [_Retraining(trial, "split", number) for number in range(1, splits + 1) for trial in chosen]
         for number in range(1, splits + 1):
             _redrawn(work, number)  # one that cannot be drawn fails here, and not behind hours of training
+        _require_mlflow(work)
         failed = _do_missing(work, plan)
+        _require_mlflow(work)
         verdict = _judge(work, chosen, plan, failed)
         _keep(work, verdict)
         return verdict, promote_winner(work, verdict) if promote else None
+
+
+def _require_mlflow(work: Work) -> None:
+    """All retrainings are read from MLflow: what earlier calls and this one could not send must be there first."""
+    left = work.tracking.send_waiting()
+    if left.stopped or work.tracking.is_waiting or work.tracking.parent_id.startswith(WAITING):
+        why = left.stopped or f"{left.waiting} writes wait for it"
+        raise StoreAway(f"confirm reads its retrainings from MLflow: {why}; run it again then, none is lost")
 
 
 def _best(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
