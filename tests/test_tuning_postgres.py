@@ -18,7 +18,7 @@ from postgres_server import postgres
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
-from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study
+from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study, storage_patience
 from xray_opt.tuning.storage import open_storage, sole_lock, study_lock
 
 NUMBERS = itertools.count()
@@ -101,6 +101,28 @@ def test_a_killed_worker_loses_neither_its_trial_nor_the_lock(workspace, study):
     lost, resumed = read_study("fast", workspace, study.storage).trials[1:3]
     assert (tally.complete, tally.failed, lost.reason) == (3, 1, "worker-lost")
     assert (resumed.notes["retry_of"], resumed.params) == (1, lost.params)
+
+
+def test_a_worker_that_begins_and_one_between_two_trials_wait_for_a_database_that_restarts(workspace, study, server):
+    said = []
+    opened = open_study(study, workspace, "d" * 64, said.append)
+    patient = storage_patience(workspace, study.storage, said.append)
+    for action in (
+        lambda: opened.annotate("seen", True),
+        lambda: opened.read().trials,
+        lambda: opened.is_at_work(),
+        lambda: patient(lambda: open_study(study, workspace, "d" * 64)).notes["seen"],
+    ):
+        server.control("stop", "-m", "immediate")
+        back = threading.Timer(1.0, server.control, ["start"])
+        back.start()
+        try:
+            result = action()
+        finally:
+            back.join()
+        assert result in (None, (), False, True)
+    assert opened.notes["seen"] is True
+    assert len([line for line in said if " is away (" in line and line.endswith("; waiting up to 60 s")]) == 4
 
 
 def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, server):

@@ -47,6 +47,7 @@ from xray_opt.tuning import (
     TrialRecord,
     open_study,
     storage_digest,
+    storage_patience,
     storage_url,
     study_notes,
 )
@@ -204,7 +205,7 @@ def ready(study: StudyConfig, workspace: Workspace, watcher: StudyWatcher) -> It
     manifest = prepared(data, workspace, lambda done, n: watcher.progress("index", done, n))
     # Before the study is made: without weights there must be no study that remembers having wanted them.
     fresh = fresh_base(study, workspace)
-    opened = open_study(study, workspace, manifest.sha256)
+    opened = open_study(study, workspace, manifest.sha256, watcher.say)
     mark_state(workspace, study.name, storage_digest(storage_url(workspace, study.storage)))
     base = study_base(opened, fresh)
     if warning := base.warning():
@@ -224,10 +225,12 @@ def join(study: StudyConfig, workspace: Workspace, identity: str, watcher: Study
     Raises:
         XrayError: as ``tune`` does; the study was deleted meanwhile.
     """
-    if study_notes(study.name, workspace, study.storage).get(IDENTITY) != identity:
+    # It is known to be there: where it does not answer, it restarts.
+    patient = storage_patience(workspace, study.storage, watcher.say)
+    if patient(lambda: study_notes(study.name, workspace, study.storage)).get(IDENTITY) != identity:
         raise StudyError(f"study {study.name} was deleted meanwhile: this worker stops")
     manifest = prepared(study.config.data, workspace)
-    opened = open_study(study, workspace, manifest.sha256)
+    opened = patient(lambda: open_study(study, workspace, manifest.sha256, watcher.say))
     # The study is at work: a login that is refused by now stops nothing, see docs/decisions.md.
     excused = (StoreAway, AccessRefused)
     with _at_work(opened, manifest, study_base(opened), watcher, lambda: True, excused) as work:

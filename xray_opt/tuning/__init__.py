@@ -18,7 +18,7 @@ from xray_opt.tuning.library import (
 from xray_opt.tuning.probing import StorageFacts, probe_storage
 from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
-from xray_opt.tuning.storage import storage_digest, storage_url
+from xray_opt.tuning.storage import storage_digest, storage_patience, storage_url
 from xray_opt.tuning.study import OpenStudy, existing_study, open_study
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "read_study",
     "require_idle",
     "storage_digest",
+    "storage_patience",
     "storage_url",
     "study_notes",
 ]

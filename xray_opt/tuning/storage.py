@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class StorageAway(StudyError):
-    """The storage did not come back in time; the running trial stays as it is and is resumed by the next start."""
+    """The storage does not answer, or did not come back in time; a running trial is resumed by the next start."""
 
 
 def storage_url(workspace: Workspace, storage: str | None = None) -> str:
@@ -127,7 +127,7 @@ class Patience:
         while True:
             try:
                 return action()
-            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, StorageAway) as error:
                 cause = one_line(error.__cause__ or error, 200)
                 if time.monotonic() + wait >= deadline:
                     raise StorageAway(
@@ -139,14 +139,19 @@ class Patience:
             wait = min(2 * wait, 8.0)
 
 
+def storage_patience(workspace: Workspace, storage: str | None, say: Callable[[str], None]) -> Patience:
+    """The patience that a worker has with a study's storage; ``say`` is told once when it is away."""
+    return Patience(storage_url(workspace, storage), say, PATIENCE)
+
+
 @contextmanager
 def reachable(url: str) -> Iterator[None]:
-    """Turn the database's errors into one line."""
+    """Turn the database's errors into one line, ``StorageAway``."""
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = one_line(error.__cause__ or error, 200)
-        raise StudyError(
+        raise StorageAway(
             f"storage {masked(url)} failed ({cause}); nothing is lost, run the same command again"
         ) from error
 

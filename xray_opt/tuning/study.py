@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 
@@ -31,30 +30,39 @@ from xray_opt.tuning.records import (
 )
 from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
-from xray_opt.tuning.storage import masked, open_storage, reachable, storage_url, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, masked, open_storage, reachable, storage_url, study_lock
+
+T = TypeVar("T")
+Say = Callable[[str], None]
 
 
 class OpenStudy:
-    """One study of a storage, checked against today's rules."""
+    """One study of a storage, checked against today's rules.
 
-    def __init__(self, config: StudyConfig, workspace: Workspace, study: optuna.Study, url: str) -> None:
+    Work goes on while the storage restarts: every method waits for it for a minute, and raises StudyError then.
+    """
+
+    def __init__(self, config: StudyConfig, workspace: Workspace, study: optuna.Study, url: str, say: Say) -> None:
         self.config = config
         self.workspace = workspace
         self._study = study
         self._url = url
+        self._patient = Patience(url, say, PATIENCE)
         self._identity = study.user_attrs.get(IDENTITY)
 
     @property
     def notes(self) -> dict[str, Any]:
         """What was noted on the study."""
-        with self._existing():
-            return dict(self._study.user_attrs)
+        return self._ask(lambda: dict(self._study.user_attrs))
 
     def annotate(self, key: str, value: Any) -> None:
         """Note ``value`` (JSON-ready) on the study; writes only what is new."""
-        with self._existing():
+
+        def write() -> None:
             if self._study.user_attrs.get(key) != value:
                 self._study.set_user_attr(key, value)
+
+        self._ask(write)
 
     def trial_page(self, number: int) -> str:
         """URL of a trial's page in optuna-dashboard."""
@@ -62,21 +70,17 @@ class OpenStudy:
 
     def read(self) -> StudyRecord:
         """The study as it stands."""
-        with self._existing():
-            return study_record(self._study)
+        return self._ask(lambda: study_record(self._study))
 
     def is_at_work(self) -> bool:
         """Whether a worker, of this process or another one, runs a trial of the study, as far as can be known."""
-        with self._existing():
-            return any(not is_dead(trial.user_attrs.get(OWNER)) for trial in running(self._study))
+        return self._ask(lambda: any(not is_dead(trial.user_attrs.get(OWNER)) for trial in running(self._study)))
 
-    @contextmanager
-    def _existing(self) -> Iterator[None]:
-        with reachable(self._url):
-            try:
-                yield
-            except KeyError as error:
-                raise deleted(self.config.name) from error
+    def _ask(self, action: Callable[[], T]) -> T:
+        try:
+            return self._patient(action)
+        except KeyError as error:
+            raise deleted(self.config.name) from error
 
     def tune(
         self,
@@ -135,8 +139,11 @@ class OpenStudy:
         return Search(self._study, self._identity, self.config, folder, lost, ended, say, lease, crew)
 
 
-def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> OpenStudy:
+def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say: Say = lambda line: None) -> OpenStudy:
     """Create or continue the study of ``config``; its known-good settings are queued once.
+
+    Args:
+        say: told once when the storage is away and waited for, later; here it must answer.
 
     Raises:
         StudyError: its rules or its data differ from what it was made with, or the storage is away.
@@ -166,7 +173,7 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str) -> O
             study.set_user_attr(IDENTITY, uuid.uuid4().hex)
             study.set_user_attr(DATA, data_sha256)
         _enqueue_known_good(study, config)
-        return OpenStudy(config, workspace, study, url)
+        return OpenStudy(config, workspace, study, url, say)
 
 
 def existing_study(config: StudyConfig, workspace: Workspace) -> OpenStudy:
@@ -179,7 +186,8 @@ def existing_study(config: StudyConfig, workspace: Workspace) -> OpenStudy:
     storage = open_storage(url)
     with reachable(url):
         try:
-            return OpenStudy(config, workspace, optuna.load_study(study_name=config.name, storage=storage), url)
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            return OpenStudy(config, workspace, study, url, lambda line: None)
         except KeyError as error:
             raise StudyError(f"no study {config.name!r} in {masked(url)}") from error
 
