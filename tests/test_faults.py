@@ -149,7 +149,7 @@ def test_a_gpu_that_fails_ends_its_slots_process_and_no_other_trial(place, tmp_p
 
 def test_a_gpu_that_fails_ends_a_lone_worker_and_the_next_call_goes_on(place, tmp_path):
     done = with_broken_gpu(place, tmp_path, "tune", "--study", "tiny")
-    assert (done.returncode, done.stderr.count("error:")) == (9, 1), done.stderr
+    assert (done.returncode, done.stderr.count("\nerror:")) == (9, 1), done.stderr
     assert "RUNNING" not in {trial.state for trial in trials_of(place, "tiny")}
     assert place.json("tune", "--study", "tiny")["complete"] == 3
     trials, _ = check_agreement(place)
