@@ -39,6 +39,7 @@ DOORS = {
     "rich": {"cli"},
     "peft": {"adapter"},
     "matplotlib": {"report"},
+    "grpc": {"tuning"},
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
 }

@@ -30,6 +30,7 @@ COMMANDS = {
     "promote": "models",
     "weights": "models",
     "study": "study",
+    "storage": "storage",
     "data": "data",
     "gc": "upkeep",
     "ui": "ui",

@@ -30,7 +30,8 @@ from xray_opt.settling import finished
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.tuning import IDENTITY, TrialRecord, storage_url, study_notes
-from xray_opt.tuning.storage import reachable, sole_lock
+from xray_opt.tuning.locks import sole_lock
+from xray_opt.tuning.storage import reachable
 from xray_opt.workers import StudyWatcher, Work, ready
 
 #: Tags of a retraining: the trial it confirms, and which retraining it is (``seed-2``, ``split-1``).
