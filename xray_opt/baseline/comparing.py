@@ -21,12 +21,11 @@ from xray_opt.baseline.judging import Contender, Model, compare
 from xray_opt.baseline.picture import draw
 from xray_opt.baseline.record import Comparison, Row
 from xray_opt.baseline.training import STRATEGIES, Trained, best_lora, train_all
-from xray_opt.calibration import logit
 from xray_opt.config import Config, StudyConfig, Workspace
 from xray_opt.dataset import Film
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.finalize import finals, trivial_cases
-from xray_opt.intervals import Interval
+from xray_opt.intervals import Floats, Interval
 from xray_opt.leaderboard import Opening, note_opening, openings
 from xray_opt.scoring import FilmCases, SealedTest, cases_of, film_cases
 from xray_opt.tracking import PREDICTIONS, log_run_metrics
@@ -98,8 +97,15 @@ def _on_val(work: Work, one: Trained) -> list[tuple[FilmCases, float]]:
         if [int(row["label"]) for row in rows] != [film.label for film in films]:
             raise StudyError(f"the predictions of run {run.info.run_id} are not of this study's validation films")
         metrics = run.data.metrics
-        raw = logit(np.array([float(row["probability"]) for row in rows])) * metrics["best.temperature"]
+        raw = _logit(np.array([float(row["probability"]) for row in rows])) * metrics["best.temperature"]
         found.append((film_cases(films, raw, metrics["best.temperature"], loss), metrics["best.threshold"]))
+    return found
+
+
+def _logit(probabilities: Floats) -> Floats:
+    """Not clipped, as ``calibration.logit`` is: very sure films keep their order, and with it the AUC."""
+    with np.errstate(divide="ignore"):
+        found: Floats = np.clip(np.log(probabilities) - np.log1p(-probabilities), -745.0, 745.0)
     return found
 
 

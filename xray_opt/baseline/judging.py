@@ -74,7 +74,9 @@ def _drawn(one: Contender, patients: Patients) -> _Drawn:
     for model in one.models:
 
         def statistic(weights: Floats, model: Model = model) -> Mapping[str, Floats]:
-            return weighted_scores(model.cases, weights, model.threshold)
+            # Without the loss: the runs keep probabilities, of which a very sure film's logit cannot be had back.
+            scores = weighted_scores(model.cases, weights, model.threshold)
+            return {name: score for name, score in scores.items() if name != "loss"}
 
         values.append(statistic(np.ones((1, len(model.cases.labels)))))
         means.append(resampled(statistic, patients))
@@ -95,7 +97,7 @@ def _own(values: Floats) -> tuple[float, int]:
 
 
 def _mean(name: str, one: _Drawn) -> Interval:
-    """The interval over patients, widened by the seeds on its own scale: logit, log for the loss, plain for ECE."""
+    """The interval over patients, widened by the seeds on its own scale: logit, plain for ECE."""
     values = one.values[name]
     mean = float(values.mean())
     found = interval(name, mean, one.means[name], one.having[name])
