@@ -59,9 +59,9 @@ def test_the_file_holds_the_run_s_weights_and_statistics_and_tells_of_them(world
     assert "films" not in said["trained_on"][0]
     shown = place.run("base", "export", run, "--out", "again.safetensors")
     assert base.sha256 in shown.stdout
-    assert (place.workspace.root / "again.safetensors").read_bytes() == (
-        place.workspace.root / said["path"]
-    ).read_bytes()
+    # Not the bytes: safetensors writes what is told beside the weights in any order.
+    again = read_base(place.workspace.root / "again.safetensors")
+    assert (again.sha256, again.trained_on, again.origin) == (base.sha256, base.trained_on, base.origin)
 
 
 @pytest.fixture(scope="module")
