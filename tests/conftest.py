@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,17 @@ def stack(tmp_path_factory) -> Iterator["Stack"]:  # noqa: F821
 def tuned_here(stack) -> dict:
     """A study of four trials on the service, run by a client on this machine."""
     return stack.tune("--study", "tiny", "--trials", "4", "--name", "from-the-host")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium; the modules that use it skip where it or playwright is missing."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield one
+        one.close()
 
 
 @pytest.fixture(scope="module")

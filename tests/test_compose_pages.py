@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed: make setup brings it")
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Error, Page
 
 pytestmark = [
     pytest.mark.compose,
@@ -21,14 +21,6 @@ pytestmark = [
 PATIENCE = 120_000
 #: A chart that plotly has drawn.
 DRAWN = ".js-plotly-plot .main-svg"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from report_records import hostile, study, whole
 from xray_opt.report import Evidence, page
 
 pytest.importorskip("playwright", reason="playwright is not installed: make setup brings it")
-from playwright.sync_api import sync_playwright
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,14 +24,6 @@ pytestmark = [
 WIDTHS = (390, 1280)
 #: Height of the kept pictures.
 TALL = 1700
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.fixture(params=["whole", "hostile", "empty"])

@@ -6,11 +6,9 @@ what is compared there was chosen and trained before.
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +20,16 @@ from xray_opt.baseline.picture import draw
 from xray_opt.baseline.record import Comparison, Row
 from xray_opt.baseline.training import STRATEGIES, Trained, best_lora, train_all
 from xray_opt.config import Config, StudyConfig, Workspace
+from xray_opt.confirm.confirming import val_probabilities
 from xray_opt.dataset import Film
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.finalize import finals, trivial_cases
 from xray_opt.intervals import Floats, Interval
 from xray_opt.leaderboard import Opening, note_opening, openings
 from xray_opt.scoring import FilmCases, SealedTest, cases_of, film_cases
-from xray_opt.tracking import PREDICTIONS, log_run_metrics
+from xray_opt.tracking import log_run_metrics
 from xray_opt.tuning import TrialRecord, storage_url, study_notes
-from xray_opt.tuning.storage import reachable, sole_lock
+from xray_opt.tuning.storage import one_call
 from xray_opt.workers import StudyWatcher, Work, ready
 
 #: What openings by this command are marked with. Name of the record and the pictures among the study's artifacts.
@@ -71,7 +70,7 @@ def baseline(
             "the test split is sealed until the study's choice was finalized: run xray-opt finalize first, so that "
             "nothing is chosen by what is compared here"
         )
-    with _alone(study, workspace), ready(study, workspace, watcher) as work:
+    with one_call(workspace, study, "baseline", "compared"), ready(study, workspace, watcher) as work:
         kept = work.opened.notes.get(_note(split))
         if split == "test" and kept and not again and kept["opening"]["scores"]:
             watcher.say(f"opened already, {kept['opening']['when']}: this is the record; --again opens it once more")
@@ -91,13 +90,8 @@ def _on_val(work: Work, one: Trained) -> list[tuple[FilmCases, float]]:
     films, loss = work.images.manifest.of("val"), one.config.loss
     found = []
     for run in one.runs:
-        with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-            text = work.tracking.download(run.info.run_id, PREDICTIONS, Path(folder)).read_text(encoding="utf-8")
-        rows = list(csv.DictReader(text.splitlines()))
-        if [int(row["label"]) for row in rows] != [film.label for film in films]:
-            raise StudyError(f"the predictions of run {run.info.run_id} are not of this study's validation films")
         metrics = run.data.metrics
-        raw = _logit(np.array([float(row["probability"]) for row in rows])) * metrics["best.temperature"]
+        raw = _logit(val_probabilities(work, run.info.run_id)) * metrics["best.temperature"]
         found.append((film_cases(films, raw, metrics["best.temperature"], loss), metrics["best.threshold"]))
     return found
 
@@ -216,13 +210,3 @@ def _keep(work: Work, found: Comparison) -> None:
 
 def _note(split: str) -> str:
     return f"{OURS}_{split}"
-
-
-@contextmanager
-def _alone(study: StudyConfig, workspace: Workspace) -> Iterator[None]:
-    """One call a study over all machines that share its storage; the hold dies with the process."""
-    url = storage_url(workspace, study.storage)
-    with reachable(url), sole_lock(url, f":baseline:{study.name}") as held:
-        if not held:
-            raise StudyError(f"study {study.name} is being compared already, here or elsewhere; wait for its end")
-        yield

@@ -9,7 +9,7 @@ and by seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from xray_opt.confirm.judging import freedom_of, half_width
-from xray_opt.intervals import UNBOUNDED, Gain, Interval, Patients, Z, gain, having, interval, resampled, sigmoid
+from xray_opt.intervals import Gain, Interval, Patients, Z, gain, having, interval, resampled, sigmoid
 from xray_opt.metrics import Cases, weighted_scores
 
 Floats = NDArray[np.float64]
@@ -104,19 +104,14 @@ def _mean(name: str, one: _Drawn) -> Interval:
     own, freedom = _own(values)
     if found.low is None or found.high is None or own == 0 or not math.isfinite(own):
         return found
-    there: Callable[[float], float] = _logit
-    back: Callable[[float], float] = sigmoid
-    if name in UNBOUNDED:
-        own, there, back = own / mean**2, _log, math.exp
-    elif name == "ece" or not (found.low > 0 and found.high < 1):
+    if name == "ece" or not (found.low > 0 and found.high < 1):
         half = half_width(((found.high - found.low) / 2 / Z) ** 2, own, freedom)
         middle = (found.low + found.high) / 2
         return Interval(mean, max(min(middle - half, mean), 0.0), min(max(middle + half, mean), 1.0))
-    else:
-        own /= (mean * (1 - mean)) ** 2
-    low, high = there(found.low), there(found.high)
+    own /= (mean * (1 - mean)) ** 2
+    low, high = _logit(found.low), _logit(found.high)
     half = half_width(((high - low) / 2 / Z) ** 2, own, freedom)
-    return Interval(mean, back((low + high) / 2 - half), back((low + high) / 2 + half))
+    return Interval(mean, sigmoid((low + high) / 2 - half), sigmoid((low + high) / 2 + half))
 
 
 def _gain(name: str, ours: _Drawn, theirs: _Drawn) -> Gain:
@@ -131,10 +126,6 @@ def _gain(name: str, ours: _Drawn, theirs: _Drawn) -> Gain:
     half = half_width(patients, own, freedom)
     p = float(2 * student.sf(abs(found.value) / math.sqrt(patients + own), freedom_of(patients, own, freedom)))
     return replace(found, low=found.value - half, high=found.value + half, p=p)
-
-
-def _log(value: float) -> float:
-    return math.log(value)
 
 
 def _logit(share: float) -> float:

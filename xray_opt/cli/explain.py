@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from xray_opt.cli.models import device_option, model_option, sensitivity_option
+from xray_opt.cli.models import data_option, device_option, model_option, sensitivity_option, split_option, why_option
 from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
 from xray_opt.cli.output import print_json, print_table
 
@@ -17,15 +17,9 @@ from xray_opt.cli.output import print_json, print_table
 @model_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the sheet and its table.")
 @click.option("--worst", type=click.IntRange(min=0), metavar="N", help="Films most wrong; default: 8, or 0 with FILMS.")
-@click.option(
-    "--split",
-    type=click.Choice(["val", "train", "test", "all"]),
-    default="val",
-    show_default=True,
-    help="Where the worst ones are looked for.",
-)
-@click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
-@click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
+@split_option("Where the worst ones are looked for.")
+@data_option
+@why_option
 @sensitivity_option
 @device_option
 @of_study

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
 from xray_opt.cli.output import print_json, print_level_table, print_table
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 CHAMPION = "models:/xray-pneumonia@champion"
 model_option = click.option("--model", default=CHAMPION, show_default=True, help="MLflow model URI, or runs:/RUN_ID.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:N, mps or cpu.")
@@ -24,17 +26,25 @@ sensitivity_option = click.option(
 )
 
 
+data_option = click.option(
+    "--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now."
+)
+why_option = click.option(
+    "--why", help="With --split test: why the sealed split is opened; it is written to study and run."
+)
+
+
+def split_option(text: str) -> Callable[[Command], Command]:
+    """``--split``, explained by ``text``."""
+    splits = click.Choice(["val", "train", "test", "all"])
+    return click.option("--split", type=splits, default="val", show_default=True, help=text)
+
+
 @click.command()
 @model_option
-@click.option(
-    "--split",
-    type=click.Choice(["val", "train", "test", "all"]),
-    default="val",
-    show_default=True,
-    help="Split of the model's own data, or all films of --data.",
-)
-@click.option("--data", metavar="PATH", help="Other films (with --split all), or where the training films lie now.")
-@click.option("--why", help="With --split test: why the sealed split is opened; it is written to study and run.")
+@split_option("Split of the model's own data, or all films of --data.")
+@data_option
+@why_option
 @sensitivity_option
 @click.option("--robustness", is_flag=True, help="Also score films re-compressed, cut, reshaped, brighter, painted …")
 @device_option

@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from xray_opt.overlap import require_apart
 from xray_opt.settling import finished
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
-from xray_opt.tuning import IDENTITY, TrialRecord, storage_url, study_notes
-from xray_opt.tuning.storage import reachable, sole_lock
+from xray_opt.tuning import IDENTITY, TrialRecord, study_notes
+from xray_opt.tuning.storage import one_call
 from xray_opt.workers import StudyWatcher, Work, ready
 
 #: Tags of a retraining: the trial it confirms, and which retraining it is (``seed-2``, ``split-1``).
@@ -80,7 +79,7 @@ def confirm(
         raise ConfigError("confirm needs --top of at least 1, --seeds of at least 2, and --splits 0 or at least 2")
     if not study_notes(study.name, workspace, study.storage):
         raise StudyError(f"no study {study.name} to confirm: run xray-opt tune first")
-    with _alone(study, workspace), ready(study, workspace, watcher) as work:
+    with one_call(workspace, study, "confirm", "confirmed"), ready(study, workspace, watcher) as work:
         chosen = _best(work.opened.read().trials, top)
         if len(chosen) < top:
             watcher.say(f"the study has {len(chosen)} settings that were trained to their end: all are confirmed")
@@ -185,7 +184,7 @@ def _judge(
         for one in plan:
             run = done.get((str(one.trial.number), one.which))
             if one.trial.number == trial.number and run is not None:
-                called = _called(work, run.info.run_id) if one.kind == "seed" else None
+                called = val_probabilities(work, run.info.run_id) >= 0.5 if one.kind == "seed" else None
                 runs[one.kind].append(Retrained(run.info.run_id, float(run.data.metrics["best.f1"]), called))
         kinds = tuple(runs["seed"]), tuple(runs["split"])
         candidates.append(
@@ -195,14 +194,18 @@ def _judge(
     return judge(work.opened.config.name, candidates, val.labels, Patients(val.groups), films)
 
 
-def _called(work: Work, run_id: str) -> NDArray[np.bool_]:
-    """(N,) which validation films a run calls pneumonia at 0.5; the table is in their order."""
+def val_probabilities(work: Work, run_id: str) -> NDArray[np.float64]:
+    """(N,) calibrated probabilities of the validation films, in their order, as a run of the study recorded them.
+
+    Raises:
+        StudyError: the run's predictions are of other films.
+    """
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         text = work.tracking.download(run_id, PREDICTIONS, Path(folder)).read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     if [int(row["label"]) for row in rows] != work.images.val.labels.tolist():
         raise StudyError(f"the predictions of run {run_id} are not of this study's validation films")
-    return np.array([float(row["probability"]) >= 0.5 for row in rows], dtype=bool)
+    return np.array([float(row["probability"]) for row in rows])
 
 
 def _keep(work: Work, verdict: Confirmation) -> None:
@@ -214,13 +217,3 @@ def _keep(work: Work, verdict: Confirmation) -> None:
         best = verdict.of(verdict.winner)
         values = {"value": best.confirmed.value, "lower": best.lower or 0.0, "gap": best.gap.value}
         work.tracking.log_metrics({f"confirmed.{name}": value for name, value in values.items()})
-
-
-@contextmanager
-def _alone(study: StudyConfig, workspace: Workspace) -> Iterator[None]:
-    """One call a study over all machines that share its storage; the hold dies with the process."""
-    url = storage_url(workspace, study.storage)
-    with reachable(url), sole_lock(url, f":confirm:{study.name}") as held:
-        if not held:
-            raise StudyError(f"study {study.name} is being confirmed already, here or elsewhere; wait for its end")
-        yield

@@ -17,7 +17,7 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-from xray_opt.config import Workspace
+from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError, one_line, shortened
 
 #: Seconds that a writer waits for another one; SQLite's default of 5 loses workers.
@@ -194,6 +194,23 @@ def sole_lock(url: str, name: str) -> Iterator[bool]:
     with _one_connection(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
         yield bool(connection.execute(query, {"key": _key(name)}).scalar())
+
+
+@contextmanager
+def one_call(workspace: Workspace, study: StudyConfig, what: str, doing: str) -> Iterator[None]:
+    """One call of a kind (``what``) a study over all machines that share its storage; the hold dies with the process.
+
+    Args:
+        doing: what the other call is said to be doing to the study: "confirmed", say.
+
+    Raises:
+        StudyError: another one is at it, or the storage is away.
+    """
+    url = storage_url(workspace, study.storage)
+    with reachable(url), sole_lock(url, f":{what}:{study.name}") as held:
+        if not held:
+            raise StudyError(f"study {study.name} is being {doing} already, here or elsewhere; wait for its end")
+        yield
 
 
 def _held(handle: IO[str], url: str) -> bool:
