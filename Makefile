@@ -39,7 +39,7 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@command -v uv >/dev/null 2>&1 || test -x .tools/bin/uv || sh scripts/get-uv.sh $(PYTHON) .tools
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(STAMP)
 
@@ -110,7 +110,7 @@ bench-gpu:
 .venv-bench/.installed: requirements.lock benchmarks/requirements.txt pyproject.toml
 	@command -v uv >/dev/null 2>&1 || test -x .tools/bin/uv || sh scripts/get-uv.sh $(PYTHON) .tools
 	@test -x $(BENCH) || $(UV) venv --quiet --python $(PYTHON) .venv-bench
-	$(UV) pip install --quiet --python $(BENCH) --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BENCH) --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BENCH) -r benchmarks/requirements.txt
 	$(UV) pip install --quiet --python $(BENCH) --no-deps --editable .
 	@touch $@
