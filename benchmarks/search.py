@@ -119,10 +119,9 @@ def places_of(grid: dict[str, list[float]]) -> Iterator[Places]:
 
 
 def work(args: Namespace, folder: Path) -> tuple[Images, Config]:
-    """Films and settings of the table: training films evenly over their split, all of validation."""
+    """Films and settings of the table: so many of train, and at most as many of val, evenly over their split."""
     manifest = workload.films_of(args.data, folder, args.films)
-    counts = (("train", args.films), ("val", len(manifest.films)))
-    paths = ([path for path, _ in workload.some(manifest, split, count)] for split, count in counts)
+    paths = ([path for path, _ in workload.some(manifest, split, args.films)] for split in ("train", "val"))
     job = {"size": args.size, "batch": args.batch, "batch_norm": args.batch_norm, "device": args.device}
     config = workload.settings(job | {"epochs": args.epochs, "precision": "auto"})
     # Light regularisation, as in studies/laptop.yaml: so few steps on random weights need none.
