@@ -33,7 +33,7 @@ from xray_opt.phantom import make_phantoms
 STUDY = """
 name: chaos
 config:
-  data: {train_films: 24, val_films: 16}
+  data: {train_films: 16, val_films: 12}
   image: {size: 32}
   model: {base: random, batch_norm: train}
   lora: {rank: 4, stages: late}
