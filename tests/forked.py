@@ -15,6 +15,9 @@ from typing import IO, NoReturn
 import torch
 from conftest import Place, apply_environment
 
+#: Seconds that anything may take on a loaded machine.
+LONG = 300
+
 
 class Forked:
     """The part of ``subprocess.Popen`` that tests use."""
@@ -45,7 +48,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def fork(place: Place, *arguments: str) -> Forked:
+def fork(place: Place, *arguments: str, **environment: str) -> Forked:
     """Start the command."""
     (out, to_out), (err, to_err) = os.pipe(), os.pipe()
     if (pid := os.fork()) == 0:
@@ -54,7 +57,7 @@ def fork(place: Place, *arguments: str) -> Forked:
         os.dup2(to_err, 2)
         for descriptor in (out, to_out, err, to_err):
             os.close(descriptor)
-        _command(place, arguments)
+        _command(place, arguments, environment)
     for descriptor in (to_out, to_err):
         os.close(descriptor)
     return Forked(pid, os.fdopen(out), os.fdopen(err))
@@ -64,44 +67,44 @@ def fork_in_terminal(place: Place, *arguments: str) -> tuple[int, int]:
     """Start the command in a terminal of its own: its process id, and the other side of the terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
-        _command(place, arguments)
+        _command(place, arguments, {})
     return pid, terminal
 
 
-def run(place: Place, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(place: Place, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    process, heard = fork(place, *arguments), dict[str, str]()
+    process, heard = fork(place, *arguments, **environment), dict[str, str]()
     readers = [
         threading.Thread(target=lambda name=name, stream=stream: heard.update({name: stream.read()}))
         for name, stream in (("out", process.stdout), ("err", process.stderr))
     ]
     for reader in readers:
         reader.start()
-    code = process.wait(timeout)
+    code = process.wait(LONG)
     for reader in readers:
-        reader.join(timeout)
+        reader.join(LONG)
     return subprocess.CompletedProcess(arguments, code, heard["out"], heard["err"])
 
 
-def _command(place: Place, arguments: tuple[str, ...]) -> NoReturn:
+def _command(place: Place, arguments: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     """The life of the child; it must never come back into the tests."""
     code = 70
     try:
-        code = _main(place, arguments)
+        code = _main(place, arguments, environment)
     finally:
         os._exit(code)
 
 
-def _main(place: Place, arguments: tuple[str, ...]) -> int:
+def _main(place: Place, arguments: tuple[str, ...], environment: dict[str, str]) -> int:
     from xray_opt.cli import main
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)  # those of the tests' own were not taken along
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
-    wanted = place.environment()
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    wanted = place.environment() | environment
     apply_environment({key: wanted.get(key) for key in wanted.keys() | os.environ.keys()})
     os.chdir(place.workspace.root)
     sys.argv = ["xray-opt", *arguments]

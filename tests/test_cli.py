@@ -222,7 +222,7 @@ def test_lines_for_a_terminal_that_is_gone_go_nowhere_and_nohup_keeps_the_comman
         code = 1
         try:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             bear_a_closed_terminal()
             os.write(ready, b"!")
             os.read(wait, 1)

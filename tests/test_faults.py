@@ -2,16 +2,15 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import threading
 import time
 
+import forked
 import pytest
 import torch
 from front import Faulty
-from mlflow_stores import tracking_server
 from test_launchers import Listening, trials_of, write_study
 from test_syncing import check_agreement as both_agree
 from test_workers import check_agreement, client
@@ -21,11 +20,11 @@ from xray_opt.faults import device_faults, disk_faults
 from xray_opt.tuning import read_study
 
 pytestmark = pytest.mark.slow
-#: Python reads this at its start: one training step of this machine breaks as it does when a GPU fails.
+#: A slot's Python reads this at its start: the first training step of them all breaks as it does when a GPU fails.
 BREAK_ONCE = """
 import sys
 from pathlib import Path
-if any("launchers.slot" in word or word == "tune" for word in sys.orig_argv):
+if any("launchers.slot" in word for word in sys.orig_argv):
     flag = Path({flag!r})
     import torch
     from xray_opt.trainer.step import Stepper
@@ -38,16 +37,6 @@ if any("launchers.slot" in word or word == "tune" for word in sys.orig_argv):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     Stepper.step = broken
 """
-
-
-def with_broken_gpu(place, folder, *arguments):
-    """Run the command; the first training step of any of its processes breaks."""
-    (folder / "site").mkdir()
-    (folder / "flag").touch()
-    (folder / "site" / "sitecustomize.py").write_text(BREAK_ONCE.format(flag=str(folder / "flag")))
-    env = place.environment() | {"PYTHONPATH": str(folder / "site")}
-    command, root = place.command(*arguments), place.workspace.root
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
 
 
 def refuse_checkpoints(place, study="tiny"):
@@ -72,11 +61,10 @@ def test_a_full_disk_hands_the_trial_back_and_the_next_call_goes_on(place):
 
 def test_a_full_disk_ends_the_slots_that_meet_it(place):
     part = refuse_checkpoints(place)
-    done = place.fresh("tune", "--study", "tiny", "--workers", "1")
-    assert done.returncode == 10
+    done = forked.run(place, "tune", "--study", "tiny", "--workers", "1")
+    assert (done.returncode, "started again" in done.stderr) == (10, False), done.stderr
     part.unlink()
-    done = place.fresh("tune", "--study", "tiny", "--workers", "2", "--json")
-    assert (done.returncode, json.loads(done.stdout)["complete"]) == (0, 3), done.stderr
+    assert place.json("tune", "--study", "tiny")["complete"] == 3
     check_agreement(place)
 
 
@@ -136,7 +124,9 @@ def test_a_broken_gpu_is_told_from_a_fault_of_the_training(error, becomes):
 
 
 def test_a_gpu_that_fails_ends_its_slots_process_and_no_other_trial(place, tmp_path):
-    done = with_broken_gpu(place, tmp_path, "tune", "--study", "tiny", "--workers", "2", "--json")
+    (tmp_path / "flag").touch()
+    (tmp_path / "sitecustomize.py").write_text(BREAK_ONCE.format(flag=str(tmp_path / "flag")))
+    done = forked.run(place, "tune", "--study", "tiny", "--workers", "1", "--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "the GPU failed under this process" in done.stderr
     assert "is started again (1 of 3 times)" in done.stderr
@@ -147,8 +137,13 @@ def test_a_gpu_that_fails_ends_its_slots_process_and_no_other_trial(place, tmp_p
     assert [trial.params for trial in trials if trial.notes.get("retry_of") == lost.number] == [lost.params]
 
 
-def test_a_gpu_that_fails_ends_a_lone_worker_and_the_next_call_goes_on(place, tmp_path):
-    done = with_broken_gpu(place, tmp_path, "tune", "--study", "tiny")
+def test_a_gpu_that_fails_ends_a_lone_worker_and_the_next_call_goes_on(place, monkeypatch):
+    def broken(stepper, *arguments):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xray_opt.trainer.step.Stepper.step", broken)
+        done = place.run("tune", "--study", "tiny")
     assert (done.returncode, done.stderr.count("\nerror:")) == (9, 1), done.stderr
     assert "RUNNING" not in {trial.state for trial in trials_of(place, "tiny")}
     assert place.json("tune", "--study", "tiny")["complete"] == 3
@@ -156,15 +151,12 @@ def test_a_gpu_that_fails_ends_a_lone_worker_and_the_next_call_goes_on(place, tm
     assert [trial.reason for trial in trials if trial.state == "FAIL"] == ["worker-lost"]
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
+@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["in-process", "processes"])
 def test_a_terminal_that_closes_ends_a_tune_as_ctrl_c_does(place, options):
     """The system sends SIGHUP, and takes the terminal away that lines are written to."""
     write_study(place, "hung", epochs=8)
     tune = ("tune", "--study", "hung", "--trials", "2", *options)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(place.workspace.root)
-        os.execve(place.command()[0], place.command(*tune), place.environment())
+    pid, terminal = forked.fork_in_terminal(place, *tune)
     seen = b""
     while b"1/8" not in seen:
         seen += os.read(terminal, 4096)
@@ -174,18 +166,19 @@ def test_a_terminal_that_closes_ends_a_tune_as_ctrl_c_does(place, options):
     trials = trials_of(place, "hung")
     assert "RUNNING" not in {trial.state for trial in trials}
     assert "interrupted" in {trial.reason for trial in trials}
-    done = place.fresh(*tune)
+    done = place.run(*tune[:5])
     assert done.returncode == 0, done.stderr
     check_agreement(place, "hung")
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
-def test_sigterm_hands_the_trials_back_though_mlflow_hangs(place, tmp_path, options):
+@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["in-process", "processes"])
+def test_sigterm_hands_the_trials_back_though_mlflow_hangs(place, server, options):
     """Slurm and Kubernetes kill after 30 s, so the test does; the tracking server takes what comes and says nothing."""
-    write_study(place, "ended", epochs=8)
-    with tracking_server(tmp_path) as uri, Faulty(uri) as front:
-        tune = ("tune", "--study", "ended", "--trials", "2", "--tracking-uri", front.uri, *options)
-        process = place.start(*tune)
+    name = f"ended-{len(options)}"
+    write_study(place, name, epochs=8)
+    with Faulty(server) as front:
+        tune = ("tune", "--study", name, "--trials", "2", "--tracking-uri", front.uri)
+        process = forked.fork(place, *tune, *options)
         heard = Listening(process)
         heard.wait_for(r"trial \d+ · epoch 1/8")
         front.mood = "slow"
@@ -196,15 +189,15 @@ def test_sigterm_hands_the_trials_back_though_mlflow_hangs(place, tmp_path, opti
         killer.cancel()
         assert code == 130, heard.text
         assert "hand their trials back" in heard.text or not options
-        trials = trials_of(place, "ended")
+        trials = trials_of(place, name)
         assert "RUNNING" not in {trial.state for trial in trials}
         assert {trial.reason for trial in trials if trial.state == "FAIL"} == {"interrupted"}
-        kept = place.workspace.study_folder("ended") / "checkpoints"
+        kept = place.workspace.study_folder(name) / "checkpoints"
         assert list(kept.glob("trial-*.pt"))
         front.mood = "ok"
-        done = place.fresh(*tune)
+        done = place.run(*tune)
         assert done.returncode == 0, done.stderr
-        both_agree(front, place, "ended")
+        both_agree(front, place, name)
 
 
 def test_a_clock_that_jumps_back_loses_no_value(place, monkeypatch):

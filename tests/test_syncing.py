@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import signal
+import uuid
 
+import forked
 import pytest
+from conftest import STUDY
 from front import Faulty
-from mlflow_stores import tracking_server
 from test_launchers import Listening, slots_of
 
 from xray_opt.config import TrackingConfig
+from xray_opt.experiment import run_experiment
 from xray_opt.mlflow_client import connect
 from xray_opt.spool import spool_files
 from xray_opt.tuning import read_study
@@ -21,13 +25,23 @@ STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
 @pytest.fixture
-def faulty(tmp_path):
-    """A server of the test's own behind a front that can fail."""
-    with tracking_server(tmp_path) as uri, Faulty(uri) as front:
+def faulty(server):
+    """The module's server behind a front that can fail."""
+    with Faulty(server) as front:
         yield front
 
 
-def runs_of(faulty, place, study="tiny"):
+@pytest.fixture
+def study(place):
+    """A study of a name of its own, which is its registered model's, too: tests share the server."""
+    name = f"tiny-{uuid.uuid4().hex[:8]}"
+    text = STUDY.replace("name: tiny", f"name: {name}")
+    text = text.replace("system_interval: 1.0", f"system_interval: 1.0, registered_model: {name}")
+    (place.workspace.studies / f"{name}.yaml").write_text(text)
+    return name
+
+
+def runs_of(faulty, place, study):
     """The connection, the study's run and the runs of its trials; each there once."""
     connection = connect(TrackingConfig(uri=faulty.uri), place.workspace)
     experiment = connection.client.get_experiment_by_name(study).experiment_id
@@ -39,7 +53,7 @@ def runs_of(faulty, place, study="tiny"):
     return connection, parent, dict(zip(numbers, trials, strict=True))
 
 
-def check_agreement(faulty, place, study="tiny"):
+def check_agreement(faulty, place, study):
     """Both stores tell the same of every trial: states, params, every epoch's value once, the adapter's files."""
     connection, parent, runs = runs_of(faulty, place, study)
     trials = [trial for trial in read_study(study, place.workspace).trials if trial.state != "WAITING"]
@@ -59,16 +73,16 @@ def check_agreement(faulty, place, study="tiny"):
     return connection, parent, runs
 
 
-def check_champion(connection, place, runs):
-    best = read_study("tiny", place.workspace).best
-    champion = connection.client.get_model_version_by_alias("xray-pneumonia", "champion")
+def check_champion(connection, place, study, runs):
+    best = read_study(study, place.workspace).best
+    champion = connection.client.get_model_version_by_alias(study, "champion")
     assert champion.run_id == runs[best.number].info.run_id
-    assert len(connection.client.search_model_versions("name = 'xray-pneumonia'")) == 1
+    assert len(connection.client.search_model_versions(f"name = '{study}'")) == 1
 
 
-def test_a_study_whose_server_is_away_from_start_to_end(place, faulty):
+def test_a_study_whose_server_is_away_from_start_to_end(place, faulty, study):
     faulty.mood = "down"
-    tune = ("tune", "--study", "tiny", "--trials", "2", "--tracking-uri", faulty.uri)
+    tune = ("tune", "--study", study, "--trials", "2", "--tracking-uri", faulty.uri)
     done = place.run(*tune, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -83,31 +97,32 @@ def test_a_study_whose_server_is_away_from_start_to_end(place, faulty):
     faulty.mood = "ok"
     sent = place.json("sync")
     assert (sent["sent"], sent["waiting"], sent["problems"]) == (report["waiting"], 0, [])
-    assert sent["registered"] == {"tiny": {"name": "xray-pneumonia", "version": "1"}}
-    connection, parent, runs = check_agreement(faulty, place)
+    assert sent["registered"] == {study: {"name": study, "version": "1"}}
+    connection, parent, runs = check_agreement(faulty, place, study)
     assert (parent.info.status, parent.data.metrics["trials.complete"]) == ("FINISHED", 2)
     assert [item.path for item in connection.client.list_artifacts(parent.info.run_id, "base")]
-    check_champion(connection, place, runs)
+    check_champion(connection, place, study, runs)
     again = place.run("sync")
     assert (again.returncode, again.stdout.strip()) == (0, "nothing to do: nothing waits for MLflow")
     # The study goes on where it was, in the same runs.
-    more = place.run("tune", "--study", "tiny", "--trials", "3", "--tracking-uri", faulty.uri)
+    more = place.run("tune", "--study", study, "--trials", "3", "--tracking-uri", faulty.uri)
     assert more.returncode == 0, more.stderr
-    _, after, _ = check_agreement(faulty, place)
+    _, after, _ = check_agreement(faulty, place, study)
     assert after.info.run_id == parent.info.run_id
 
 
-@pytest.mark.parametrize("mood", ["down", 401])
-def test_a_server_that_is_away_for_a_while_and_a_worker_killed_meanwhile(place, faulty, mood):
-    """Or one that refuses the login; and somebody calls ``sync`` beside the running tune."""
-    process = place.start(
-        *("tune", "--study", "tiny", "--trials", "4", "--workers", "2", "--tracking-uri", faulty.uri),
+def test_a_server_that_is_away_for_a_while_and_a_worker_killed_meanwhile(place, faulty, study):
+    """The worker that takes its place meets a refused login; and somebody calls ``sync`` beside the running tune."""
+    process = forked.fork(
+        place,
+        *("tune", "--study", study, "--trials", "4", "--workers", "1", "--tracking-uri", faulty.uri),
         *("--set", "training.epochs=4", "--json"),
     )
     heard = Listening(process)
     heard.wait_for(r"trial \d+ · epoch 1/4")
-    faulty.mood = mood
+    faulty.mood = "down"
     heard.wait_for(r"training goes on")
+    faulty.mood = 401
     slots_of(process)[0].send_signal(signal.SIGKILL)
     heard.wait_for(r"is started again")
     heard.wait_for(r"trial \d+: val F1")
@@ -118,38 +133,51 @@ def test_a_server_that_is_away_for_a_while_and_a_worker_killed_meanwhile(place, 
     assert code == 0, heard.text
     report = json.loads(out)
     assert (report["complete"] + report["pruned"], report["waiting"]) == (4, 0), heard.text
-    connection, parent, runs = check_agreement(faulty, place)
+    connection, parent, runs = check_agreement(faulty, place, study)
     assert parent.info.status == "FINISHED"
-    check_champion(connection, place, runs)
+    check_champion(connection, place, study, runs)
     assert spool_files(place.workspace.spool) == []
 
 
-def test_a_call_that_is_killed_while_the_server_is_away(place, faulty):
+def test_a_call_that_is_killed_while_the_server_is_away(place, faulty, study):
     faulty.mood = "down"
-    tune = ("tune", "--study", "tiny", "--trials", "2", "--tracking-uri", faulty.uri)
-    process = place.start(*tune)
+    tune = ("tune", "--study", study, "--trials", "2", "--tracking-uri", faulty.uri)
+    process = forked.fork(place, *tune)
     heard = Listening(process)
     heard.wait_for(r"trial 1 · epoch 1/2")
     process.kill()
     heard.end()
     faulty.mood = "ok"
-    both = [place.start("sync") for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    assert {process.returncode for process in both} <= {0, 7}, told
-    assert sum(int(sent) for out, _ in told for sent in re.findall(r"(\d+) writes sent", out)) > 10
+    both = [forked.fork(place, "sync") for _ in range(2)]
+    heard = [Listening(process) for process in both]
+    told = [(one.end(), one.text) for one in heard]
+    assert {process.returncode for process in both} == {0}, told
+    assert sum(int(sent) for (_, out), _ in told for sent in re.findall(r"(\d+) writes sent", out)) > 10
     assert place.json("sync")["waiting"] == 0
     assert spool_files(place.workspace.spool) == []
-    _, _, runs = runs_of(faulty, place)
+    _, _, runs = runs_of(faulty, place, study)
     assert {number: run.info.status for number, run in runs.items()} == {0: "FINISHED", 1: "FAILED"}
     done = place.run(*tune)
     assert done.returncode == 0, done.stderr
-    connection, _, runs = check_agreement(faulty, place)
-    check_champion(connection, place, runs)
+    connection, _, runs = check_agreement(faulty, place, study)
+    check_champion(connection, place, study, runs)
 
 
-def test_what_is_refused_is_named_and_stays(place, faulty):
+def test_a_second_sync_waits_for_the_first_and_says_so(place):
+    place.workspace.mlruns.mkdir(exist_ok=True)
+    with (place.workspace.mlruns / ".sync.lock").open("w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        process = forked.fork(place, "sync")
+        heard = Listening(process)
+        heard.wait_for("another xray-opt sync is at work here: waiting for its end")
+        assert process.poll() is None
+        fcntl.flock(first, fcntl.LOCK_UN)
+    assert heard.end() == (0, "nothing to do: nothing waits for MLflow\n")
+
+
+def test_what_is_refused_is_named_and_stays(place, faulty, study):
     faulty.mood = "down"
-    assert place.run("tune", "--study", "tiny", "--trials", "1", "--tracking-uri", faulty.uri).returncode == 0
+    assert place.run("tune", "--study", study, "--trials", "1", "--tracking-uri", faulty.uri).returncode == 0
     faulty.mood = 403
     refused = place.run("sync")
     assert (refused.returncode, refused.stderr.count("error:")) == (7, 1), refused.stderr
@@ -157,9 +185,9 @@ def test_what_is_refused_is_named_and_stays(place, faulty):
     assert spool_files(place.workspace.spool)
 
 
-def test_a_single_run_waits_as_well(place, faulty):
+def test_a_single_run_waits_as_well(place, faulty, study):
     faulty.mood = "down"
-    train = ("train", "--study", "tiny", "--name", "one", "--set", f"tracking.uri={faulty.uri}")
+    train = ("train", "--study", study, "--name", "one", "--set", f"tracking.uri={faulty.uri}")
     done = place.run(*train)
     assert (done.returncode, "run xray-opt sync" in done.stderr) == (0, True), done.stderr
     faulty.mood = "ok"
@@ -172,22 +200,24 @@ def test_a_single_run_waits_as_well(place, faulty):
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"adapter", "base", "val_predictions.csv"}
 
 
-def test_confirm_trains_on_while_the_server_is_away_and_judges_when_it_is_back(place, faulty):
-    tune = ("tune", "--study", "tiny", "--trials", "1", "--tracking-uri", faulty.uri)
+def test_confirm_trains_on_while_the_server_is_away_and_judges_when_it_is_back(place, faulty, study, monkeypatch):
+    def away_now(*arguments):
+        faulty.mood = "down"
+        return run_experiment(*arguments)
+
+    tune = ("tune", "--study", study, "--trials", "1", "--tracking-uri", faulty.uri)
     assert place.run(*tune).returncode == 0
-    confirm = ("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "--tracking-uri", faulty.uri)
+    confirm = ("confirm", "--study", study, "--top", "1", "--seeds", "2", "--tracking-uri", faulty.uri)
     faulty.mood = "down"
     away = place.run(*confirm)
     assert (away.returncode, away.stderr.count("error:"), "retraining 1" in away.stderr) == (7, 1, False), away.stderr
     faulty.mood = "ok"
-    process = place.start(*confirm)
-    heard = Listening(process)
-    heard.wait_for(r"retraining 1 of 2")
-    faulty.mood = "down"
-    code, _ = heard.end()
-    assert (code, "run it again then, none is lost" in heard.text) == (7, True), heard.text
+    with monkeypatch.context() as patch:
+        patch.setattr("xray_opt.confirm.confirming.run_experiment", away_now)
+        done = place.run(*confirm)
+    assert (done.returncode, "run it again then, none is lost" in done.stderr) == (7, True), done.stderr
     faulty.mood = "ok"
     again = place.run(*confirm)
     assert again.returncode == 0, again.stderr
     assert "2 of 2 retrainings are done already" in again.stderr
-    assert len(read_study("tiny", place.workspace).notes["confirmation"]["settings"]) == 1
+    assert len(read_study(study, place.workspace).notes["confirmation"]["settings"]) == 1

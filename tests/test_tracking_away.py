@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from front import Faulty
-from mlflow_stores import CONFIG, ROOT, STORAGE_DIGEST, embedded
+from mlflow_stores import CONFIG, STORAGE_DIGEST, embedded
 
 from xray_opt.config import TrackingConfig, Workspace, override
 from xray_opt.dataset import Pseudonyms
@@ -248,29 +246,26 @@ def test_a_damaged_file_is_named_and_holds_up_no_other(faulty: Faulty, tmp_path:
         check_all(connection, tracking.find_run(run.id), tmp_path)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path[:0] = sys.argv[3:]
-from mlflow_stores import CONFIG
-from xray_opt.config import TrackingConfig, Workspace
-from xray_opt.errors import StoreAway
-from xray_opt.mlflow_client import connect
-from xray_opt.tracking import Tracking
-connection = connect(TrackingConfig(uri=sys.argv[1]), Workspace(Path(sys.argv[2])), excused=(StoreAway,))
-with Tracking.open(connection, "killed", {"xray_opt.study_id": sys.argv[2]}, say=lambda line: None) as tracking:
-    with tracking.run("r", CONFIG, {}, {}) as run:
-        for step in range(1, 6):
-            run.log_metrics({"val.f1": step / 10}, step)
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
+def killed_in_mid_run(connection: Connection) -> None:
+    """The life of a forked child: it logs five epochs to a server that is away, and is killed."""
+    try:
+        with (
+            Tracking.open(connection, "killed", tags("killed"), say=lambda line: None) as tracking,
+            tracking.run("r", CONFIG, {}, {}) as run,
+        ):
+            for step in range(1, 6):
+                run.log_metrics({"val.f1": step / 10}, step)
+            os.kill(os.getpid(), signal.SIGKILL)
+    finally:
+        os._exit(1)
 
 
 def test_a_killed_process_leaves_what_it_logged(faulty: Faulty, tmp_path: Path) -> None:
     faulty.mood = "down"
-    command = [sys.executable, "-c", KILLED, faulty.uri, str(tmp_path), str(ROOT), str(ROOT / "tests")]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
-    assert subprocess.run(command, env=env, timeout=300).returncode == -signal.SIGKILL
+    connection = through(faulty, tmp_path)
+    if (pid := os.fork()) == 0:
+        killed_in_mid_run(connection)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     with pytest.raises(StoreAway):
         connect(TrackingConfig(uri=faulty.uri), Workspace(tmp_path))
     faulty.mood = "ok"

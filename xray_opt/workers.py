@@ -75,8 +75,7 @@ class TuneReport:
     """How a call of ``tune`` ended: counts and best trial, and the registered version if there is one.
 
     Attributes:
-        experiment_id: of the study in MLflow; none where that was away all the time.
-        waiting: writes that wait for MLflow, see ``syncing``.
+        experiment_id: in MLflow; none where that was away all the time, and ``waiting`` writes wait for it.
     """
 
     study: str
@@ -235,8 +234,7 @@ def join(study: StudyConfig, workspace: Workspace, identity: str, watcher: Study
     manifest = prepared(study.config.data, workspace)
     opened = patient(lambda: open_study(study, workspace, manifest.sha256, watcher.say))
     # The study is at work: a login that is refused by now stops nothing, see docs/decisions.md.
-    excused = (StoreAway, AccessRefused)
-    with _at_work(opened, manifest, study_base(opened), watcher, lambda: True, excused) as work:
+    with _at_work(opened, manifest, study_base(opened), watcher, lambda: True, (StoreAway, AccessRefused)) as work:
         yield work
 
 
@@ -256,8 +254,8 @@ def _at_work(
     images = open_images(
         manifest, study.config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n)
     )
-    tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY])}
-    tags[STORAGE] = storage_digest(storage_url(workspace, study.storage))
+    storage = storage_digest(storage_url(workspace, study.storage))
+    tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY]), STORAGE: storage}
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
     with Tracking.open(connection, study.name, tags, shared=shared, excused=excused, say=watcher.say) as tracking:
         tracking.carry(manifest)
@@ -279,9 +277,9 @@ def _others_at_work(opened: OpenStudy) -> bool:
 
 def _report(work: Work, tally: Tally) -> TuneReport:
     """Settle the study, and tell how the call ended."""
-    opened, tracking, connection = work.opened, work.tracking, work.connection
-    done = settle_as_far_as_it_goes(opened, tracking, connection, work.base, work.tags, work.watcher.say)
-    return TuneReport(opened.config.name, tally, done.version, done.aliases, tracking.experiment_id, done.waiting)
+    done = settle_as_far_as_it_goes(work.opened, work.tracking, work.connection, work.base, work.tags, work.watcher.say)
+    experiment = work.tracking.experiment_id
+    return TuneReport(work.opened.config.name, tally, done.version, done.aliases, experiment, done.waiting)
 
 
 def _describe_once(work: Work, manifest: Manifest) -> None:
