@@ -144,9 +144,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
+def place(tmp_path) -> Iterator[Place]:
     """A fresh prepared workspace of one's own."""
-    return make_place(tmp_path / "own")
+    yield make_place(tmp_path / "own")
+    if "forked" in sys.modules:
+        sys.modules["forked"].end_all()
 
 
 @pytest.fixture(scope="session")

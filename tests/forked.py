@@ -17,6 +17,8 @@ from conftest import Place, apply_environment
 
 #: Seconds that anything may take on a loaded machine.
 LONG = 300
+#: All that were started; see ``end_all``.
+LEFT: list["Forked"] = []
 
 
 class Forked:
@@ -27,6 +29,7 @@ class Forked:
         self.returncode: int | None = None
         self._over = threading.Event()
         threading.Thread(target=self._wait, daemon=True).start()
+        LEFT.append(self)
 
     def _wait(self) -> None:
         self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -46,6 +49,12 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def end_all() -> None:
+    """End what a test that failed left running."""
+    while LEFT:
+        LEFT.pop().kill()
 
 
 def fork(place: Place, *arguments: str, **environment: str) -> Forked:

@@ -39,31 +39,35 @@ if any("launchers.slot" in word for word in sys.orig_argv):
 """
 
 
-def refuse_checkpoints(place, study="tiny"):
-    """Every checkpoint of trial 0 meets a full disk: the system's own, which is full to everybody."""
-    folder = place.workspace.study_folder(study) / "checkpoints"
+def refuse_checkpoints(place):
+    """Every checkpoint meets a full disk: the system's own, which is full to everybody."""
+    folder = place.workspace.study_folder("tiny") / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "trial-00000.pt.part").symlink_to("/dev/full")
-    return folder / "trial-00000.pt.part"
+    parts = [folder / f"trial-{number:05d}.pt.part" for number in range(6)]
+    for part in parts:
+        part.symlink_to("/dev/full")
+    return parts
 
 
 def test_a_full_disk_hands_the_trial_back_and_the_next_call_goes_on(place):
-    part = refuse_checkpoints(place)
+    parts = refuse_checkpoints(place)
     full = place.run("tune", "--study", "tiny")
     assert (full.returncode, full.stderr.count("error:")) == (10, 1), full.stderr
     assert "No space left on device; nothing is lost: free some space" in full.stderr
     (trial,) = [trial for trial in trials_of(place, "tiny") if trial.state != "WAITING"]
     assert (trial.state, trial.reason) == ("FAIL", "interrupted")
-    part.unlink()
+    for part in parts:
+        part.unlink()
     assert place.json("tune", "--study", "tiny")["complete"] == 3
     check_agreement(place)
 
 
 def test_a_full_disk_ends_the_slots_that_meet_it(place):
-    part = refuse_checkpoints(place)
-    done = forked.run(place, "tune", "--study", "tiny", "--workers", "1")
+    parts = refuse_checkpoints(place)
+    done = forked.run(place, "tune", "--study", "tiny", "--workers", "2")
     assert (done.returncode, "started again" in done.stderr) == (10, False), done.stderr
-    part.unlink()
+    for part in parts:
+        part.unlink()
     assert place.json("tune", "--study", "tiny")["complete"] == 3
     check_agreement(place)
 
@@ -126,7 +130,7 @@ def test_a_broken_gpu_is_told_from_a_fault_of_the_training(error, becomes):
 def test_a_gpu_that_fails_ends_its_slots_process_and_no_other_trial(place, tmp_path):
     (tmp_path / "flag").touch()
     (tmp_path / "sitecustomize.py").write_text(BREAK_ONCE.format(flag=str(tmp_path / "flag")))
-    done = forked.run(place, "tune", "--study", "tiny", "--workers", "1", "--json", PYTHONPATH=str(tmp_path))
+    done = forked.run(place, "tune", "--study", "tiny", "--workers", "2", "--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "the GPU failed under this process" in done.stderr
     assert "is started again (1 of 3 times)" in done.stderr
@@ -151,7 +155,7 @@ def test_a_gpu_that_fails_ends_a_lone_worker_and_the_next_call_goes_on(place, mo
     assert [trial.reason for trial in trials if trial.state == "FAIL"] == ["worker-lost"]
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["in-process", "processes"])
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
 def test_a_terminal_that_closes_ends_a_tune_as_ctrl_c_does(place, options):
     """The system sends SIGHUP, and takes the terminal away that lines are written to."""
     write_study(place, "hung", epochs=8)
@@ -171,7 +175,7 @@ def test_a_terminal_that_closes_ends_a_tune_as_ctrl_c_does(place, options):
     check_agreement(place, "hung")
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["in-process", "processes"])
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
 def test_sigterm_hands_the_trials_back_though_mlflow_hangs(place, server, options):
     """Slurm and Kubernetes kill after 30 s, so the test does; the tracking server takes what comes and says nothing."""
     name = f"ended-{len(options)}"

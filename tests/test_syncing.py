@@ -115,7 +115,7 @@ def test_a_server_that_is_away_for_a_while_and_a_worker_killed_meanwhile(place, 
     """The worker that takes its place meets a refused login; and somebody calls ``sync`` beside the running tune."""
     process = forked.fork(
         place,
-        *("tune", "--study", study, "--trials", "4", "--workers", "1", "--tracking-uri", faulty.uri),
+        *("tune", "--study", study, "--trials", "4", "--workers", "2", "--tracking-uri", faulty.uri),
         *("--set", "training.epochs=4", "--json"),
     )
     heard = Listening(process)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def fire(args: argparse.Namespace, root: Path, database: Database, tracking: Tra
     finally:
         killer.over.set()
         killer.join()
-    seconds = time.monotonic() - begun
+    seconds, spent = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     tracking.wait()
     synced = command(env, home, "sync")
     seen = look("chaos", database.optuna, tracking.uri, MODEL)
@@ -111,6 +112,7 @@ def fire(args: argparse.Namespace, root: Path, database: Database, tracking: Tra
         faults.insert(0, f"the killer itself failed: {killer.failed!r}")
     faults += [f"{call.name} printed a traceback" for call in crew.members if "Traceback" in call.text]
     return reported(args, seen, killer.done, faults, seconds) | {
+        "cpu_seconds": round(spent.ru_utime + spent.ru_stime, 1),
         "ends": {call.name: call.ends for call in crew.members},
         "sync": synced,
     }
