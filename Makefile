@@ -2,10 +2,11 @@
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
 # make test    set-up and the fast tests        make test-slow, make test-real   the rest of what CI runs
 # make fuzz    mutated films, names, tables, settings, bundles and commands; FUZZ_SECONDS=3600 FUZZ_SEED=7 for longer
+# make chaos   a study whose workers and stores are killed at random; CHAOS="--seed 7 --minutes 60 --trials 2000"
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
 # make up      the tracking service in Docker   make down, make status; make test-compose tests it on a Docker engine
 # make bench   side by side with other tools    make bench-long, bench-gpu, bench-quality   see benchmarks/README.md
-.PHONY: setup demo test test-slow test-real fuzz test-compose check tune ui up down status clean lock bench bench-long bench-gpu \
+.PHONY: setup demo test test-slow test-real fuzz chaos test-compose check tune ui up down status clean lock bench bench-long bench-gpu \
   bench-quality
 .DEFAULT_GOAL := help
 
@@ -20,6 +21,7 @@ PYTEST_ARGS ?=
 # Of the whole fuzzing in two processes, and the seed that decides every case.
 FUZZ_SECONDS ?= 200
 FUZZ_SEED ?= 0
+CHAOS ?=
 TRIALS ?= 20
 STUDY ?= reference
 # Benchmarks: an environment of their own, as the product does without the peers. Raw samples go beside the docs.
@@ -32,7 +34,7 @@ FILMS = $(if $(DATA),--data '$(DATA)')
 GPU_PYTHON ?= $(PYTHON)
 
 help:
-	@sed -n '1,7p' Makefile
+	@sed -n '1,8p' Makefile
 
 setup: $(STAMP)
 
@@ -61,6 +63,9 @@ test-compose: setup
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --dist loadgroup --timeout $$(($(FUZZ_SECONDS) + 900)) \
 	  $(PYTEST_ARGS) tests/fuzz
+
+chaos: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos.run $(CHAOS)
 
 check: setup
 	$(BIN)/ruff check .

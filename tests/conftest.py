@@ -58,7 +58,8 @@ class Place:
         from xray_opt.cli import main
 
         out, err, code = io.StringIO(), io.StringIO(), 0
-        before = Path.cwd(), sys.argv, sys.stdin, signal.getsignal(signal.SIGTERM)
+        before = Path.cwd(), sys.argv, sys.stdin
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         wanted = self.environment()
         kept = {key: os.environ.get(key) for key in wanted.keys() | os.environ.keys()}
         apply_environment({key: wanted.get(key) for key in kept})
@@ -73,8 +74,9 @@ class Place:
             apply_environment(kept)  # what an import added meanwhile stays: it is imported once
             forget_env_file(kept)
             os.chdir(before[0])
-            sys.argv, sys.stdin = before[1:3]
-            signal.signal(signal.SIGTERM, before[3])
+            sys.argv, sys.stdin = before[1:]
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def fresh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -142,9 +144,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
+def place(tmp_path) -> Iterator[Place]:
     """A fresh prepared workspace of one's own."""
-    return make_place(tmp_path / "own")
+    yield make_place(tmp_path / "own")
+    if "forked" in sys.modules:
+        sys.modules["forked"].end_all()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import io
 import shutil
 import socket
 import ssl
@@ -88,3 +89,52 @@ def silent():
         server.bind(("127.0.0.1", 0))
         server.listen(50)
         yield server.getsockname()[1]
+
+
+class Faulty:
+    """A proxy before ``netloc`` with a mood: ``ok``, ``down`` (hangs up), ``drop`` (does it and hangs up), ``slow``
+    (does it and answers when the mood changes), or a status that it answers by itself. ``asked`` counts requests."""
+
+    def __init__(self, uri):
+        self.mood, self.asked = "ok", 0
+        self.changed = threading.Event()
+        inner = handler(urlsplit(uri).netloc, 0.0)
+        front = self
+
+        class Handler(inner):
+            def answer(self):
+                front.asked += 1
+                mood = front.mood
+                if mood == "down":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                elif isinstance(mood, int):
+                    self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                    self.send_response(mood)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                elif mood in ("drop", "slow"):
+                    out, self.wfile = self.wfile, io.BytesIO()
+                    super().answer()
+                    if mood == "slow":
+                        front.changed.wait(60)
+                    self.wfile = out
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                else:
+                    super().answer()
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.changed.set()
+        self._server.shutdown()
+        self._server.server_close()

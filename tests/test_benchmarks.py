@@ -186,6 +186,14 @@ def test_the_parts_of_a_start_add_up_to_the_whole(tmp_path):
 
 
 @pytest.mark.slow
+def test_tracking_is_measured_straight_and_while_mlflow_is_away(tmp_path):
+    _, sections = toy("spool.py", tmp_path)
+    samples = sections["tracking"]["samples"]
+    assert set(samples) == {"MLflow's client", "ours", "ours, MLflow away"}
+    assert all(values["ms"] > 0 for rounds in samples.values() for values in rounds)
+
+
+@pytest.mark.slow
 def test_overhead_is_measured_on_both_storages_or_the_missing_one_is_named(tmp_path):
     output, sections = toy("overhead.py", tmp_path)
     names = set(sections["loop"]["samples"])

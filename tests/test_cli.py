@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from small_sets import write_film
 from xray_opt.cli import COMMANDS, group
 from xray_opt.cli.output import cell, duration, print_json
 from xray_opt.cli.progress import Progress
+from xray_opt.cli.terminal import bear_a_closed_terminal
 from xray_opt.config import Workspace
 
 
@@ -77,6 +79,16 @@ def test_unknown_studies_are_named(tmp_path):
     done = xray("study", "show", "nope", cwd=tmp_path)
     assert (done.returncode, "none yet" in done.stderr) == (6, True)
     assert "no studies yet" in xray("study", "list", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", ["tune", "confirm", "train"])
+def test_a_wrong_name_is_answered_before_anything_slow_is_imported(tmp_path, command):
+    code = (
+        f"import sys, xray_opt.cli as cli\nsys.argv = ['xray-opt', '{command}', '--study', 'nope']\n"
+        "try:\n    cli.main()\nfinally:\n    print([name for name in ('torch', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip(), "no study file" in done.stderr) == (2, "[]", True), done.stderr
 
 
 def test_odd_names_are_one_line(tmp_path):
@@ -200,3 +212,29 @@ def test_names_that_are_no_text_are_shown_as_escapes(tmp_path):
         assert "\x1b" not in done.stdout
     refused = xray("data", "prepare", "no-\x1b[31m", "--odd-\x1b[31m", cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n"), "\x1b" in refused.stderr) == (2, 1, False)
+
+
+def test_lines_for_a_terminal_that_is_gone_go_nowhere_and_nohup_keeps_the_command_going():
+    """Without a signal, as under nohup: only what is written finds out."""
+    (wait, go), (wait_ready, ready) = os.pipe(), os.pipe()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            bear_a_closed_terminal()
+            os.write(ready, b"!")
+            os.read(wait, 1)
+            for stream in (sys.stdout, sys.stderr):
+                for _ in range(3):
+                    print("is anybody there?", file=stream, flush=True)
+            code = 0 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 2
+        finally:
+            os._exit(code)
+    os.read(wait_ready, 1)
+    os.close(terminal)
+    os.write(go, b"!")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for descriptor in (wait, go, wait_ready, ready):
+        os.close(descriptor)

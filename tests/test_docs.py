@@ -54,6 +54,17 @@ def test_make_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_every_test_that_a_promise_names_exists():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", page)
+    assert len(named) > 30
+    for file, test in named:
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), flags=re.MULTILINE), f"{file}::{test}"
+    for line in page.splitlines():
+        promises = line.startswith("| ") and not re.match(r"\| (promise|what|---) ", line)
+        assert not promises or "::test_" in line, line
+
+
 def test_the_changelog_has_an_open_section():
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -96,7 +96,7 @@ def test_a_whole_study(tmp_path, launcher):
     report = json.loads(done.stdout)
     assert list(report) == [
         "study", "stopped", "asked", "complete", "pruned", "failed", "started_now", "best", "registered",
-        "mlflow_experiment",
+        "mlflow_experiment", "waiting",
     ]  # fmt: skip
     assert (report["stopped"], report["asked"], report["started_now"]) == ("done", 5, 5)
     assert (report["complete"] + report["pruned"], report["failed"]) == (5, 0)

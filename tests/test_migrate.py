@@ -20,10 +20,11 @@ from postgres_server import postgres
 
 from xray_opt import places
 from xray_opt.config import TrackingConfig, Workspace
-from xray_opt.errors import ConfigError, StudyError
+from xray_opt.errors import ConfigError, StudyError, TrackingError
 from xray_opt.finalize import finalize
 from xray_opt.migrate import migrate
 from xray_opt.mlflow_client import connect
+from xray_opt.settling import POSTPONED
 from xray_opt.tuning import annotate, list_studies, read_study
 from xray_opt.tuning.storage import open_storage
 
@@ -230,6 +231,10 @@ def test_what_must_not_be_copied_is_refused(home, tmp_path, monkeypatch):
     with pytest.raises(StudyError, match="trial 3 of study tiny is RUNNING"):
         migrate(workspace, end=str(other.root))
     storage.set_trial_state_values(number, state=optuna.trial.TrialState.FAIL)
+    annotate("tiny", workspace, POSTPONED, {"tags": {}})
+    with pytest.raises(TrackingError, match="run xray-opt sync"):
+        migrate(workspace, end=str(other.root))
+    annotate("tiny", workspace, POSTPONED, None)
     with pytest.raises(StudyError, match="no study 'unknown'"):
         migrate(workspace, ["unknown"], end=str(other.root))
     with pytest.raises(ConfigError, match="share a store"):

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking_server
 
 from xray_opt.config import TrackingConfig, Workspace, load_environment
-from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import connect, pages, speaking, without_credentials
+from xray_opt.errors import AccessRefused, StoreAway, TrackingError
+from xray_opt.mlflow_client import QUICK, connect, pages, quickly, speaking, without_credentials
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +187,35 @@ def test_what_mlflow_raises_becomes_one_line_with_action_and_store() -> None:
         raise MlflowException("API request to http://ann:pw@host/api failed\nwith 500")
     expected = "MLflow at http://host: cannot log metrics: API request to http://host/api failed with 500"
     assert str(caught.value) == expected
+
+
+def test_haste_is_of_one_thread_and_a_users_own_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    usual = MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    elsewhere = []
+    with quickly(5_000_000):
+        assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (QUICK + 5, 0)
+        thread = threading.Thread(target=lambda: elsewhere.append(MLFLOW_HTTP_REQUEST_TIMEOUT.get()))
+        thread.start()
+        thread.join()
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 3
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    assert elsewhere == [usual[0]]
+    assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == usual
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(500, StoreAway), (503, StoreAway), (429, StoreAway), (401, AccessRefused), (404, TrackingError)],
+)
+def test_an_answer_tells_whether_to_come_again(tmp_path: Path, status: int, kind: type[TrackingError]) -> None:
+    with answering(status) as (uri, _):
+        with pytest.raises(TrackingError) as caught:
+            connect(TrackingConfig(uri=uri), Workspace(tmp_path))
+        assert type(caught.value) is kind
+        if kind is StoreAway:
+            assert str(status) in connect(TrackingConfig(uri=uri), Workspace(tmp_path), excused=(StoreAway,)).away
 
 
 def test_other_errors_pass() -> None:

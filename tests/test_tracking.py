@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -35,6 +34,7 @@ from xray_opt.tracking import (
     log_run_metrics,
     orphan_runs,
     require_same_store,
+    send_left_behind,
     store_note,
     study_runs,
     tag_run,
@@ -99,9 +99,11 @@ def test_the_parent_stays_running_while_others_work_below_it(
         others.clear()
 
 
-def test_close_logs_the_summary(connection: Connection, study: str) -> None:
+def test_a_study_that_was_ended_stays_so(connection: Connection, study: str) -> None:
     tracking = Tracking.open(connection, study, tags(study))
-    tracking.close({"best.f1": 0.9, "trials.complete": 3})
+    tracking.log_metrics({"best.f1": 0.9, "trials.complete": 3})
+    tracking.end()
+    tracking.__exit__(DataError, DataError("too late"), None)
     parent = connection.client.get_run(tracking.parent_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics == {"best.f1": 0.9, "trials.complete": 3.0}
@@ -111,7 +113,7 @@ def test_two_parents_made_at_once_become_one(
     connection: Connection, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process's run appears between looking and creating."""
-    from xray_opt.tracking import study as module
+    from xray_opt.tracking import experiments as module
 
     look = module._study_run
     others = []
@@ -396,21 +398,20 @@ def test_a_killed_worker_leaves_running_behind_which_close_lost_ends(tmp_path: P
         assert tracking.parent_id == parent
 
 
-def test_the_first_error_is_seen_even_if_the_store_is_gone(
-    tmp_path: Path, study: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Tracking.open(embedded(tmp_path), study, {}) as tracking:
+def test_what_mlflow_does_not_take_is_said_once_and_kept(tmp_path: Path, study: str) -> None:
+    """A run that somebody deletes while it is at work."""
+    connection, said = embedded(tmp_path), []
+    with Tracking.open(connection, study, {}, say=said.append) as tracking:
         run = tracking.run("r", CONFIG, {}, {})
         run.__enter__()
-        run.id = "f" * 32
-        with caplog.at_level(logging.WARNING):
-            run.__exit__(NotFinite, NotFinite("loss is NaN"), None)
-        assert "stays RUNNING" in caplog.text
-        run = tracking.run("r", CONFIG, {}, {})
-        run.__enter__()
-        run.id = "f" * 32
-        with pytest.raises(TrackingError, match="cannot end the run"):
-            run.__exit__(None, None, None)
+        connection.client.delete_run(run.id)
+        run.log_metrics({"val.f1": 0.5}, 1)
+        run.log_metrics({"val.f1": 0.6}, 2)
+        end_now(run, NotFinite("loss is NaN"))
+    lines = [line for line in said if "cannot log to the run" in line]
+    assert (len(lines), "\n" in lines[0], "xray-opt sync" in lines[0]) == (1, False, True)
+    left = send_left_behind(connection, connection.workspace.spool)
+    assert (left.sent, left.waiting, left.stopped, len(left.refused)) == (0, 3, "", 3)
 
 
 def test_predictions_carry_names_only_in_a_local_store(connection: Connection, study: str, tmp_path: Path) -> None:

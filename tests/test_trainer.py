@@ -24,7 +24,7 @@ from xray_opt.cache import Images, open_images
 from xray_opt.calibration import probability
 from xray_opt.config import Config, DataConfig, Workspace, override
 from xray_opt.dataset import prepare
-from xray_opt.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
+from xray_opt.errors import ConfigError, DiskFault, NotFinite, OutOfMemory, TrainingError
 from xray_opt.evaluate import evaluating, predict_logits
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import Scores, scores
@@ -302,7 +302,7 @@ def test_an_error_of_the_machine_does_not_blame_the_checkpoint(
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(images: Images, base: Base, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write checkpoint"):
+    with pytest.raises(DiskFault, match="cannot write checkpoint"):
         next(Trainer(settings(), images, base, tmp_path / "file" / "trial.pt").epochs())
 
 

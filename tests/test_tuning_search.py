@@ -284,7 +284,7 @@ def test_a_trial_left_behind_in_this_process_is_found(workspace, monkeypatch):
         raise GeneratorExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message: [])
+        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message, reason="": [])
         with pytest.raises(GeneratorExit):
             opened(workspace).tune(leaves, 1)
     assert [t.state for t in trials(workspace)] == ["RUNNING"]
@@ -299,7 +299,7 @@ def test_ctrl_c_between_two_steps_leaves_nothing_running(workspace, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "tell", interrupted)  # the ending is written down, the state is not
-        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message: [])
+        patch.setattr("xray_opt.tuning.search.end_own", lambda study, worker, message, reason="": [])
         with pytest.raises(stop):
             opened(workspace).tune(smooth, 1)
     assert [t.state for t in trials(workspace)] == ["RUNNING"]

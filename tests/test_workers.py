@@ -41,7 +41,7 @@ def check_agreement(place, study="tiny", storage=None):
         for name, value in trial.params.items():
             assert float(run.data.params[name]) == value
         logged = mlflow.get_metric_history(run.info.run_id, "val.f1")
-        points, reported = [(point.step, point.value) for point in logged], sorted(trial.intermediate.items())
+        points, reported = sorted((point.step, point.value) for point in logged), sorted(trial.intermediate.items())
         # A kill or Ctrl-C may fall between logging an epoch and reporting it; the trial that resumes reports it.
         ahead = 1 if trial.reason in ("worker-lost", "interrupted") else 0
         assert points[: len(reported)] == reported

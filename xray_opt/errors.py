@@ -12,7 +12,11 @@
     │   └── OutOfMemory           reason ``oom``
     ├── StudyError            6   the search: changed rules, too many failed trials
     ├── TrackingError         7   MLflow: tracking server, registry
-    └── ServiceError          8   the tracking service: Docker, its containers
+    │   ├── StoreAway             it does not answer, or not now: the same may work later
+    │   └── AccessRefused         it wants another login
+    ├── ServiceError          8   the tracking service: Docker, its containers
+    ├── DeviceFault           9   a GPU failed under this process: only another process can use it again
+    └── DiskFault            10   a disk is full, read-only or closed to this user
     Pruned                        not an error: a watcher ends a trial that is not worth finishing
 
 The message says what is wrong, where, and what to do next, in one line. ``cli`` turns it into that line and
@@ -94,10 +98,30 @@ class TrackingError(XrayError):
     exit_code = 7
 
 
+class StoreAway(TrackingError):
+    """MLflow does not answer, not in time, or not now (5xx, 429): the same may work later."""
+
+
+class AccessRefused(TrackingError):
+    """MLflow refuses this user (401, 403): login or rights must be mended first."""
+
+
 class ServiceError(XrayError):
     """The tracking service cannot be started, stopped or looked at: Docker, its containers, their ports."""
 
     exit_code = 8
+
+
+class DeviceFault(XrayError):
+    """A GPU failed under this process, which cannot use it any more: its trial is tried again by another one."""
+
+    exit_code = 9
+
+
+class DiskFault(XrayError):
+    """A disk refuses to be written: full, read-only or no permission. It says nothing of the trial that met it."""
+
+    exit_code = 10
 
 
 class Pruned(Exception):

@@ -22,6 +22,7 @@ from xray_opt.calibration import probability
 from xray_opt.config import Config
 from xray_opt.dataset import Pseudonyms
 from xray_opt.evaluate import Assessment, assess, predict_logits
+from xray_opt.faults import device_faults, disk_faults
 from xray_opt.tracking import Run, Tracking
 from xray_opt.trainer import Epoch, Trainer
 
@@ -34,7 +35,8 @@ class Result:
     """What one finished run gave.
 
     Attributes:
-        run_id: MLflow run.
+        run_id: MLflow run; see ``tracking.Run.id`` for what it is while MLflow is away.
+        was_waiting: whether it had another name when it was told to ``Job.started``.
         best_epoch: epoch whose weights were kept.
         epochs: every epoch, also those trained before a resume.
         assessment: fp32 validation scores of the saved adapter, at 0.5 and at its own threshold.
@@ -46,6 +48,7 @@ class Result:
     epochs: tuple[Epoch, ...]
     assessment: Assessment
     seconds: float
+    was_waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,11 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
     Raises:
         Pruned: from ``job.watch``.
         TrainingError: no result (NaN, memory).
+        DeviceFault, DiskFault: the machine failed, which says nothing of the job.
     """
     began = time.monotonic()
-    with tracking.run(job.name, job.config, job.params, job.tags) as run:
-        job.started(run.id)
+    with tracking.run(job.name, job.config, job.params, job.tags) as run, device_faults(), disk_faults():
+        job.started(first := run.id)
         trainer = Trainer(job.config, images, base, job.checkpoint, job.say)
         for epoch in trainer.resumed:
             run.log_epoch(epoch)
@@ -87,7 +91,7 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
             job.watch(epoch)
         assessment = _record(job, trainer, images, base, run, pseudonyms)
         seconds = time.monotonic() - began
-        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds)
+        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds, run.id != first)
 
 
 @dataclass(frozen=True)

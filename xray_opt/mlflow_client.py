@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.utils.credentials import get_default_host_creds
@@ -31,10 +33,12 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from xray_opt.config import TrackingConfig, Workspace, login_for, redacted
-from xray_opt.errors import TrackingError
+from xray_opt.errors import AccessRefused, StoreAway, TrackingError
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
 PATIENCE = 8
+#: Seconds for the answer to a write that can wait in the spool; and where this process is told to end.
+QUICK, HURRIED = 10, 3
 #: MLflow's codes for "no such run, model, version or alias" and "somebody was faster".
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
@@ -49,7 +53,8 @@ class Connection:
         uri: tracking URI, also the registry's. It may carry a password: show ``shown`` instead.
         local: SQLite or files, so nothing leaves the machine; a server counts as remote even on this machine.
         artifact_root: folder of the artifacts of the workspace's embedded store; none for every other store.
-        workspace: where pseudonyms get their salt from.
+        workspace: where pseudonyms get their salt from, and where writes wait for a store that is away.
+        away: why the store could not be reached when it was opened; empty where it could.
     """
 
     client: MlflowClient = field(repr=False)
@@ -57,22 +62,33 @@ class Connection:
     local: bool
     artifact_root: Path | None
     workspace: Workspace
+    away: str = ""
 
     @property
     def shown(self) -> str:
         """The URI without user name and password."""
         return without_credentials(self.uri)
 
+    @property
+    def address(self) -> str:
+        """``shown`` as what is kept: empty for the workspace's own store, which may move with the workspace."""
+        return "" if self.artifact_root else self.shown
+
     def store(self) -> Any:
         """MLflow's own store object, for what the client cannot do: delete for good (as ``mlflow gc`` does)."""
         return _get_store(self.uri)  # type: ignore[no-untyped-call]
 
 
-def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
+def connect(
+    tracking: TrackingConfig, workspace: Workspace, excused: tuple[type[TrackingError], ...] = ()
+) -> Connection:
     """Open the store that ``tracking.uri`` names, else ``MLFLOW_TRACKING_URI``, else the workspace's embedded one.
 
     User name, password and token of a server come from MLflow's own variables (``MLFLOW_TRACKING_USERNAME``, …); those
     of ``.env`` are kept from other servers than ``.env`` names. One process speaks with one server at a time.
+
+    Args:
+        excused: errors of a server that do not matter now: the connection tells them in ``away``.
 
     Raises:
         TrackingError: the server is unreachable or refuses, or the database cannot be opened.
@@ -88,10 +104,14 @@ def connect(tracking: TrackingConfig, workspace: Workspace) -> Connection:
     login_for(uri)
     # "databricks" has no scheme either, and is not this machine.
     local = urlsplit(uri).scheme in ("file", "sqlite") or uri.startswith(("/", ".", "~"))
+    away = ""
     with speaking(uri, "open the store"):
         if urlsplit(uri).scheme in ("http", "https"):
-            _probe(uri)
-        return Connection(MlflowClient(uri, uri), uri, local, None, workspace)
+            try:
+                _probe(uri)
+            except excused as error:
+                away = str(error)
+        return Connection(MlflowClient(uri, uri), uri, local, None, workspace, away)
 
 
 def without_credentials(text: str) -> str:
@@ -101,12 +121,63 @@ def without_credentials(text: str) -> str:
 
 @contextmanager
 def speaking(uri: str, action: str) -> Iterator[None]:
-    """Turn what MLflow and the network raise inside into one TrackingError that names action and store."""
+    """Turn what MLflow and the network raise inside into one TrackingError that names action and store.
+
+    Raises:
+        StoreAway: it may work later.
+        AccessRefused: another login is needed.
+        TrackingError: MLflow does not take it.
+    """
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = " ".join(redacted(without_credentials(str(error))).split())
-        raise TrackingError(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:200]}") from error
+        raise _kind(error)(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:200]}") from error
+
+
+def _kind(error: Exception) -> type[TrackingError]:
+    """What an error means. MLflow gives 500 to what it does not know, a connection that breaks included."""
+    answer = getattr(error, "response", None)  # of an upload
+    status = getattr(answer, "status_code", 500)
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status in (401, 403):
+        return AccessRefused
+    return StoreAway if status >= 500 or status == 429 else TrackingError
+
+
+_haste: ContextVar[int | None] = ContextVar("haste", default=None)
+
+
+@contextmanager
+def quickly(size: int = 0, patience: int = QUICK) -> Iterator[None]:
+    """Make MLflow's requests of this thread give up early inside the block.
+
+    They have one try, ``patience`` seconds for the answer and one more a megabyte of ``size``; a user's variables win.
+    Who is in the block keeps what could not be sent; and a create that MLflow repeats by itself would make two runs.
+    """
+    token = _haste.set(patience + size // 10**6)
+    try:
+        yield
+    finally:
+        _haste.reset(token)
+
+
+def _hurry(variable: Any, wanted: Callable[[int], int]) -> None:
+    """Let a setting of MLflow follow ``quickly``. Changing the environment instead would reach every thread, and those
+    of other libraries read it meanwhile.
+    """
+    usual = variable.get
+
+    def get() -> Any:
+        seconds = _haste.get()
+        return usual() if seconds is None or variable.is_set() else wanted(seconds)
+
+    variable.get = get
+
+
+_hurry(MLFLOW_HTTP_REQUEST_MAX_RETRIES, lambda seconds: 0)
+_hurry(MLFLOW_HTTP_REQUEST_TIMEOUT, lambda seconds: seconds)
 
 
 def pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -157,7 +228,7 @@ def ask(uri: str, path: str, **params: object) -> Any:
                 f"the certificate of {shown} cannot be checked: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of "
                 "the CA that signed it"
             ) from error
-        raise TrackingError(
+        raise StoreAway(
             f"no MLflow server answers at {shown}: start it or correct tracking.uri / MLFLOW_TRACKING_URI "
             "(unset, the embedded store in mlruns/ is used)"
         ) from error
@@ -168,10 +239,11 @@ def _probe(uri: str) -> None:
     shown = without_credentials(uri)
     answer = ask(uri, "/api/2.0/mlflow/experiments/search", max_results=1)
     if answer.status_code in (401, 403):
-        raise TrackingError(
+        raise AccessRefused(
             f"MLflow at {shown} refuses access ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN; in .env they are for the MLFLOW_TRACKING_URI there), "
             "and add its host name to the server's --allowed-hosts"
         )
     if answer.status_code != 200:
-        raise TrackingError(f"{shown} answers {answer.status_code}, not as an MLflow server does: correct the URI")
+        kind = StoreAway if answer.status_code >= 500 or answer.status_code == 429 else TrackingError
+        raise kind(f"{shown} answers {answer.status_code}, not as an MLflow server does: correct the URI")

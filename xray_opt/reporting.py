@@ -35,6 +35,7 @@ from xray_opt.tracking import (
     child_tags,
     film_seats,
     log_run_file,
+    noted_run,
     run_facts,
     run_file,
 )
@@ -91,6 +92,10 @@ class _Source:
     def facts(self, run: str | None) -> RunFacts:
         return (run_facts(self.connection, run) if run else None) or RunFacts({}, {}, {})
 
+    def made(self, noted: str | None) -> str | None:
+        """Id of a run that the study noted."""
+        return noted_run(self.connection, self.parent, noted) if noted and self.parent else noted
+
 
 def report(
     place: Place, workspace: Workspace, output: Path | None = None, log: bool = True, say: Say = lambda line: None
@@ -139,7 +144,8 @@ def _gather(source: _Source) -> Evidence:
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as scratch:
         folder = Path(scratch)
         seats = film_seats(connection, source.parent, folder) if source.parent else {}
-        run, final = _chosen_run(study)
+        noted, final = _chosen_run(study)
+        run = source.made(noted)
         facts = source.facts(run)
         chosen = _chosen(source, run, final, facts) if run else None
         hosts = Counter(_machine(tags) for tags in child_tags(connection, source.parent)) if source.parent else {}

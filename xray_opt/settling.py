@@ -8,24 +8,31 @@ from __future__ import annotations
 import fcntl
 import io
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base
-from xray_opt.errors import StudyError
+from xray_opt.config import Config, flatten
+from xray_opt.errors import StoreAway, StudyError, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
-from xray_opt.mlflow_client import Connection
-from xray_opt.tracking import RankedTrial, Tracking
+from xray_opt.mlflow_client import Connection, quickly
+from xray_opt.tracking import WAITING, RankedTrial, Tracking, TrialEnd
 from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
 from xray_opt.tuning.storage import open_storage, reachable, sqlite_file, study_lock
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
+#: Bytes of the largest upload, base weights: MLflow gets the time for these, then settling is postponed.
+LARGEST = 100_000_000
+#: Study note: what is needed to settle the study later, as MLflow was away when its trials were done.
+POSTPONED = "postponed"
 
 
 def settle(
@@ -39,16 +46,66 @@ def settle(
     Raises:
         TrackingError: MLflow refuses. A kill or an error loses nothing: the next call does what is missing.
     """
-    with one_at_a_time(storage_url(opened.workspace, opened.config.storage), opened.config.name):
+    url = storage_url(opened.workspace, opened.config.storage)
+    with one_at_a_time(url, opened.config.name), quickly(LARGEST):
         record = opened.read()
         best = finished(record.trials)
-        tracking.rank_models([RankedTrial(str(t.notes["mlflow_run"]), t.number, t.value or 0.0) for t in best[:RANKED]])
+        tracking.rank_models([RankedTrial(_run_of(t, tracking), t.number, t.value or 0.0) for t in best[:RANKED]])
         tracking.log_metrics({"trials.complete": len(best), "trials.pruned": record.count("PRUNED")})
         if not best:
             return None
         tracking.log_metrics({"best.f1": best[0].value or 0.0})
         tracking.note(leaderboard(best))
         return _register(best[0], opened.config.config.tracking.registered_model, tracking, connection, base, tags)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The registered version with its aliases, if there is one, and how many writes still wait for MLflow."""
+
+    version: registry.Version | None
+    aliases: tuple[str, ...]
+    waiting: int
+
+
+def settle_as_far_as_it_goes(
+    opened: OpenStudy,
+    tracking: Tracking,
+    connection: Connection,
+    base: Base,
+    tags: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Settled:
+    """Settle a study and end its run, as far as MLflow answers; what waits, and how to send it, is said in one line."""
+    left, version, why, held = tracking.send_waiting(), None, "", list[str]()
+    try:
+        if left.stopped or tracking.parent_id.startswith(WAITING):
+            raise StoreAway(left.stopped or "the study's run is not made yet")
+        agree_all(opened, tracking, say)
+        version = settle(opened, tracking, connection, base, tags)
+        aliases = registry.aliases(connection, version.name) if version else {}
+        held = [alias for alias, number in aliases.items() if version and number == version.version]
+        opened.annotate(POSTPONED, None)
+    except TrackingError as error:
+        opened.annotate(POSTPONED, postponed(opened.config.config, tags))
+        why = f", which registers the best adapter, too ({error})"
+    tracking.end()  # now, so that it counts among what waits
+    left = tracking.send_waiting()
+    if left.waiting or why:
+        say(f"{left.waiting} writes wait for MLflow at {connection.shown}: run xray-opt sync{why}")
+    return Settled(version, tuple(held), left.waiting)
+
+
+def require_sent(tracking: Tracking, command: str) -> None:
+    """What earlier calls and this one could not send is in MLflow now, where ``command`` reads its trainings.
+
+    Raises:
+        StoreAway: MLflow is away, or does not take all of it.
+    """
+    left = tracking.send_waiting()
+    if left.stopped or tracking.is_waiting or tracking.parent_id.startswith(WAITING):
+        why = left.stopped or f"{left.waiting} writes wait for it"
+        raise StoreAway(f"{command} reads its trainings from MLflow: {why}; run it again then, none is lost")
 
 
 def _register(
@@ -59,11 +116,42 @@ def _register(
     base: Base,
     tags: Mapping[str, str],
 ) -> registry.Version:
-    run_id = str(best.notes["mlflow_run"])
+    run_id = _run_of(best, tracking)
     facts = {**tags, "xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         bundle = tracking.download(run_id, ADAPTER_ARTIFACT, Path(folder))
         return registry.register(connection, run_id, bundle, base, name, facts, example_film())
+
+
+def _run_of(trial: TrialRecord, tracking: Tracking) -> str:
+    return tracking.find_run(str(trial.notes["mlflow_run"]))
+
+
+def postponed(config: Config, tags: Mapping[str, str]) -> dict[str, Any]:
+    """The study note ``POSTPONED``: what ``settle`` needs besides the study (JSON-ready)."""
+    settings = flatten(config)
+    names = ("model.base", "model.base_seed", "tracking.registered_model")
+    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags)}
+
+
+def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
+    """Bring the states of a study's runs to those of its trials, and say which were not."""
+    ends = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in opened.read().trials]
+    for state, count in tracking.agree(ends).items():
+        say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
+
+
+def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
+    """Send what waits and bring the states of runs to their trials', as far as MLflow answers: an earlier call was
+    killed between the two, or MLflow was away."""
+    try:
+        left = tracking.send_waiting()
+        for line in left.refused:
+            say(line)
+        if not left.stopped and not tracking.parent_id.startswith(WAITING):
+            agree_all(opened, tracking, say)
+    except StoreAway as error:
+        say(f"the states of runs are compared later: {error}")
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from xray_opt.backbone import Base, load_base, save_base
 from xray_opt.cache import open_images
 from xray_opt.config import Config, Workspace
 from xray_opt.dataset import Pseudonyms, prepared, settled
-from xray_opt.errors import ConfigError, NotFinite
+from xray_opt.errors import ConfigError, NotFinite, StoreAway
 from xray_opt.experiment import Job, Result, run_experiment
-from xray_opt.mlflow_client import Connection, connect
+from xray_opt.mlflow_client import connect
 from xray_opt.overlap import overlap_tags, require_apart
-from xray_opt.tracking import Tracking, close_lost, data_tags, log_run_file
+from xray_opt.tracking import Tracking, data_tags
 from xray_opt.trainer import Epoch, discard_checkpoint, has_checkpoint
 
 #: MLflow's databases take so many characters of a run's name.
@@ -51,10 +51,10 @@ class _Unfinished:
         with self.runs.open("a") as file:
             file.write(run_id + "\n")
 
-    def close_lost(self, connection: Connection) -> None:
+    def close_lost(self, tracking: Tracking) -> None:
         """End what a killed process left RUNNING; nobody else works on this run, as its name is held."""
         for run_id in self.runs.read_text().split():
-            close_lost(connection, run_id)
+            tracking.close_run(run_id)
 
     def discard(self) -> None:
         discard_checkpoint(self.checkpoint)
@@ -88,14 +88,17 @@ def train(
     tags = data_tags(manifest) | {"xray_opt.base_sha256": base.sha256}
     tags |= overlap_tags(require_apart(base, manifest, config.model, watcher.say))
     images = open_images(manifest, config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n))
-    connection = connect(config.tracking, workspace)
-    with _held(label, workspace) as unfinished, Tracking.open(connection, "train", tags, parent=False) as tracking:
-        unfinished.close_lost(connection)
+    connection = connect(config.tracking, workspace, excused=(StoreAway,))
+    with (
+        _held(label, workspace) as unfinished,
+        Tracking.open(connection, "train", tags, parent=False, say=watcher.say) as tracking,
+    ):
+        unfinished.close_lost(tracking)
         watcher.say(f"if this run is stopped, it goes on with --name {shlex.quote(label)} and the same settings")
 
         def started(run_id: str) -> None:
             unfinished.add(run_id)
-            _keep_base(base, connection, run_id)
+            _keep_base(base, tracking, run_id)
 
         job = Job(
             config,
@@ -114,6 +117,8 @@ def train(
             unfinished.discard()
             raise
         unfinished.discard()
+        if left := tracking.send_waiting().waiting:
+            watcher.say(f"{left} writes wait for MLflow at {connection.shown}: run xray-opt sync")
         return result
 
 
@@ -151,9 +156,9 @@ def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
                 unfinished.discard()
 
 
-def _keep_base(base: Base, connection: Connection, run_id: str) -> None:
+def _keep_base(base: Base, tracking: Tracking, run_id: str) -> None:
     """Store base weights that cannot be fetched again with the run, as a study does with its own."""
     if base.origin == "imagenet":
         return
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        log_run_file(connection, run_id, save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")
+        tracking.log_run_file(run_id, save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")

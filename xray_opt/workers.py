@@ -18,18 +18,18 @@ from xray_opt.backbone import Base, save_base
 from xray_opt.cache import Images, open_images
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
-from xray_opt.errors import StudyError
+from xray_opt.errors import AccessRefused, StoreAway, StudyError, TrackingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.kept_base import fresh_base, study_base
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.overlap import OVERLAP, overlap_tags, require_apart
 from xray_opt.places import PARENT, STORE, mark_state
-from xray_opt.settling import settle
+from xray_opt.settling import agree_now, settle_as_far_as_it_goes
 from xray_opt.tracking import (
     STORAGE,
     STUDY_ID,
+    WAITING,
     Tracking,
-    TrialEnd,
     data_tags,
     page_tags,
     require_same_store,
@@ -72,13 +72,18 @@ class StudyWatcher:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """How a call of ``tune`` ended: counts and best trial, and the registered version if there is one."""
+    """How a call of ``tune`` ended: counts and best trial, and the registered version if there is one.
+
+    Attributes:
+        experiment_id: in MLflow; none where that was away all the time, and ``waiting`` writes wait for it.
+    """
 
     study: str
     tally: Tally
     version: registry.Version | None
     aliases: tuple[str, ...]
-    experiment_id: str
+    experiment_id: str | None
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ class Work:
 
         def started(run_id: str) -> None:
             trial.note("mlflow_run", run_id)
-            trial.link(run_page(self.connection, self.tracking.experiment_id, run_id))
+            experiment = self.tracking.experiment_id
+            if experiment is not None and not run_id.startswith(WAITING):
+                trial.link(run_page(self.connection, experiment, run_id))
 
         self.watcher.trial_started(trial.number, self.opened.config, trial.params)
         job = Job(
@@ -128,6 +135,8 @@ class Work:
             say=self.watcher.say,
         )
         result = run_experiment(job, self.images, self.base, self.tracking, self.pseudonyms)
+        if result.was_waiting:
+            started(result.run_id)
         scores = result.assessment.scores
         notes = {"val.auc": scores.auc, "val.accuracy": scores.accuracy, "val.precision": scores.precision}
         notes |= {"val.recall": scores.recall, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 2)}
@@ -171,15 +180,15 @@ def tune(
         launcher: who runs the trials; see ``xray_opt.launchers``.
 
     Raises:
-        XrayError: what stops the whole study, as one line; a single failing trial does not.
+        XrayError: what stops the whole study, as one line; a single failing trial does not, nor does an MLflow server
+            that goes away: see ``tracking.outbox``.
     """
     with ready(study, workspace, watcher) as work:
         before = work.opened.read()
         watcher.known(before.counted, before.best)
         _describe_once(work, work.images.manifest)
-        _agree(work)
+        agree_now(work.opened, work.tracking, watcher.say)
         tally = launcher(work, total or study.trials, timeout)
-        _agree(work)
         return _report(work, tally)
 
 
@@ -224,30 +233,35 @@ def join(study: StudyConfig, workspace: Workspace, identity: str, watcher: Study
         raise StudyError(f"study {study.name} was deleted meanwhile: this worker stops")
     manifest = prepared(study.config.data, workspace)
     opened = patient(lambda: open_study(study, workspace, manifest.sha256, watcher.say))
-    with _at_work(opened, manifest, study_base(opened), watcher, shared=lambda: True) as work:
+    # The study is at work: a login that is refused by now stops nothing, see docs/decisions.md.
+    with _at_work(opened, manifest, study_base(opened), watcher, lambda: True, (StoreAway, AccessRefused)) as work:
         yield work
 
 
 @contextmanager
 def _at_work(
-    opened: OpenStudy, manifest: Manifest, base: Base, watcher: StudyWatcher, shared: Callable[[], bool]
+    opened: OpenStudy,
+    manifest: Manifest,
+    base: Base,
+    watcher: StudyWatcher,
+    shared: Callable[[], bool],
+    excused: tuple[type[TrackingError], ...] = (StoreAway,),
 ) -> Iterator[Work]:
     study, workspace = opened.config, opened.workspace
     overlap = require_apart(base, manifest, study.config.model, watcher.say)
-    connection = connect(study.config.tracking, workspace)
+    connection = connect(study.config.tracking, workspace, excused)
     require_same_store(connection, study.name, opened.notes.get(STORE), opened.notes.get(PARENT))
     images = open_images(
         manifest, study.config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n)
     )
-    tags = {
-        "xray_opt.study": study.name,
-        STUDY_ID: str(opened.notes[IDENTITY]),
-        STORAGE: storage_digest(storage_url(workspace, study.storage)),
-    }
+    storage = storage_digest(storage_url(workspace, study.storage))
+    tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY]), STORAGE: storage}
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
-    with Tracking.open(connection, study.name, tags, shared=shared) as tracking:
+    with Tracking.open(connection, study.name, tags, shared=shared, excused=excused, say=watcher.say) as tracking:
+        tracking.carry(manifest)
         opened.annotate(STORE, store_note(connection))
-        opened.annotate(PARENT, tracking.parent_id)
+        if not tracking.parent_id.startswith(WAITING):
+            opened.annotate(PARENT, tracking.parent_id)
         if overlap is not None:
             opened.annotate(OVERLAP, overlap.to_dict())
         yield Work(opened, images, base, tracking, connection, tags, Pseudonyms(workspace), watcher)
@@ -262,23 +276,17 @@ def _others_at_work(opened: OpenStudy) -> bool:
 
 
 def _report(work: Work, tally: Tally) -> TuneReport:
-    version = settle(work.opened, work.tracking, work.connection, work.base, work.tags)
-    aliases = registry.aliases(work.connection, version.name) if version else {}
-    held = tuple(alias for alias, number in aliases.items() if version and number == version.version)
-    return TuneReport(work.opened.config.name, tally, version, held, work.tracking.experiment_id)
-
-
-def _agree(work: Work) -> None:
-    """Repair runs whose state is not their trial's: an earlier call was killed between the two, or MLflow was away."""
-    trials = work.opened.read().trials
-    ends = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in trials]
-    for state, count in work.tracking.agree(ends).items():
-        work.watcher.say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
+    """Settle the study, and tell how the call ended."""
+    done = settle_as_far_as_it_goes(work.opened, work.tracking, work.connection, work.base, work.tags, work.watcher.say)
+    experiment = work.tracking.experiment_id
+    return TuneReport(work.opened.config.name, tally, done.version, done.aliases, experiment, done.waiting)
 
 
 def _describe_once(work: Work, manifest: Manifest) -> None:
     """Log what the study stands on, once: data set, shortcut screen, base weights that cannot be fetched again."""
-    if work.opened.notes.get("described") == work.tracking.parent_id:
+    notes = work.opened.notes
+    if notes.get("described") in (work.tracking.parent_id, WAITING + str(notes[IDENTITY])):
+        work.opened.annotate("described", work.tracking.parent_id)
         return
     work.tracking.log_dataset(manifest)
     work.watcher.say("shortcut screen: how well do file metadata and a thumbnail alone tell the class?")

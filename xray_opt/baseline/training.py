@@ -18,7 +18,7 @@ from xray_opt.config import Config, override
 from xray_opt.confirm.confirming import CONFIRMS, WHICH
 from xray_opt.errors import StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
-from xray_opt.settling import finished
+from xray_opt.settling import finished, require_sent
 from xray_opt.tracking import child_runs, close_lost
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.trainer.checkpoint import identity
@@ -80,6 +80,7 @@ def train_all(work: Work, trial: TrialRecord, seeds: int, rates: int) -> list[Tr
     The rivals have LoRA's settings but the learning rate, which is the best of ``rates`` on validation, from the
     search's own seed: ten times apart, LoRA's in the middle.
     """
+    require_sent(work.tracking, "baseline")
     for run in _known(work):
         if run.info.status == "RUNNING" and BASELINE in run.data.tags:  # of a killed call: nobody else is at work
             close_lost(work.connection, run.info.run_id)
@@ -154,7 +155,9 @@ def _run(work: Work, trial: TrialRecord, config: Config, place: str) -> Any:
     )
     result = run_experiment(job, work.images, work.base, work.tracking, work.pseudonyms)
     discard_checkpoint(checkpoint)
-    return next(run for run in _known(work) if run.info.run_id == result.run_id)
+    require_sent(work.tracking, "baseline")
+    made = work.tracking.find_run(result.run_id)
+    return next(run for run in _known(work) if run.info.run_id == made)
 
 
 def _done(work: Work, trial: TrialRecord, strategy: str, place: str, digest: str) -> Any | None:

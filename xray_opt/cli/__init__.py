@@ -1,7 +1,7 @@
 """The command line: one file a group of commands; errors become one line and an exit code here, once.
 
 Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
-7 tracking · 8 the service · 130 interrupted (Ctrl-C, SIGTERM).
+7 tracking · 8 the service · 9 a GPU failed · 10 a disk refuses · 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import FrameType
 import click
 
 from xray_opt import __version__
+from xray_opt.cli.terminal import bear_a_closed_terminal
 from xray_opt.errors import XrayError, printable
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
@@ -36,6 +37,7 @@ COMMANDS = {
     "base": "base",
     "study": "study",
     "data": "data",
+    "sync": "sync",
     "gc": "upkeep",
     "ui": "ui",
     "doctor": "doctor",
@@ -77,7 +79,7 @@ def group(context: click.Context) -> None:
     for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
-    7 tracking, 8 the service, 130 interrupted.
+    7 tracking, 8 the service, 9 a GPU failed, 10 a disk refuses, 130 interrupted.
     """
     if context.invoked_subcommand not in READ_ENV_THEMSELVES:
         read_env()
@@ -98,6 +100,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point of ``xray-opt``."""
     signal.signal(signal.SIGTERM, _interrupt)
+    bear_a_closed_terminal()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")

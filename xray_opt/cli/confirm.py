@@ -41,10 +41,12 @@ def confirm(
     end of its confirmed interval. The test split is not touched. Options are those of the study's tune.
     """
     from xray_opt.config import Workspace
+
+    study = study_from(study_name, name, **options)
+
     from xray_opt.confirm import confirm as retrain
     from xray_opt.workers import StudyWatcher
 
-    study = study_from(study_name, name, **options)
     progress = Progress()
     progress.epochs = study.config.training.epochs
     watcher = StudyWatcher(say=progress.say, progress=progress.bar, epoch=progress.epoch)

@@ -43,11 +43,14 @@ def tune(
     --gpus) and several calls on one storage share a study: docs/workers.md.
     """
     from xray_opt.config import Workspace
+
+    # Before the imports that take seconds: a wrong name or setting is answered at once.
+    study = study_from(study_name, name, **options)
+
     from xray_opt.launchers.choose import launcher_for
     from xray_opt.workers import StudyWatcher
     from xray_opt.workers import tune as run_study
 
-    study = study_from(study_name, name, **options)
     progress = Progress(trials or study.trials)
     watcher = StudyWatcher(
         say=progress.say,
@@ -79,6 +82,7 @@ def _as_dict(report: TuneReport) -> dict[str, Any]:
         "best": best and {"trial": best.number, "val.f1": best.value, "params": best.params},
         "registered": version and {"name": version.name, "version": version.version, "aliases": list(report.aliases)},
         "mlflow_experiment": report.experiment_id,
+        "waiting": report.waiting,
     }
 
 
@@ -108,11 +112,13 @@ def _print(report: TuneReport) -> None:
 def train(name: str | None, study_name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Train once, with default settings or a study's fixed ones, and log it to MLflow."""
     from xray_opt.config import Config, Workspace, find_study, load_study
-    from xray_opt.single import TrainWatcher
-    from xray_opt.single import train as run_once
 
     start = load_study(find_study(study_name, Workspace.here())).config if study_name else Config()
     config = settings_from(start, **options)
+
+    from xray_opt.single import TrainWatcher
+    from xray_opt.single import train as run_once
+
     progress = Progress()
     progress.epochs = config.training.epochs
     watcher = TrainWatcher(progress.say, progress.bar, lambda epoch: progress.epoch(None, epoch))

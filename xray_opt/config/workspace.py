@@ -58,6 +58,11 @@ class Workspace:
         return self.root / "mlruns"
 
     @property
+    def spool(self) -> Path:
+        """Writes that wait for an MLflow server which is away."""
+        return self.mlruns / "spool"
+
+    @property
     def mlflow_uri(self) -> str:
         """Tracking URI of the embedded MLflow store."""
         return f"sqlite:///{self.mlruns.resolve() / 'mlflow.db'}"

@@ -26,7 +26,7 @@ from xray_opt.errors import ConfigError, StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
 from xray_opt.overlap import require_apart
-from xray_opt.settling import finished
+from xray_opt.settling import finished, require_sent
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.tuning import IDENTITY, TrialRecord, study_notes
@@ -74,12 +74,14 @@ def confirm(
     Raises:
         ConfigError: numbers that say nothing.
         StudyError: no such study, no complete trial, another call is at work, or there is no winner to promote.
+        StoreAway: MLflow, where the retrainings are kept, does not answer now; no training is lost.
     """
     if top < 1 or seeds < 2 or splits == 1 or splits < 0:
         raise ConfigError("confirm needs --top of at least 1, --seeds of at least 2, and --splits 0 or at least 2")
     if not study_notes(study.name, workspace, study.storage):
         raise StudyError(f"no study {study.name} to confirm: run xray-opt tune first")
     with one_call(workspace, study, "confirm", "confirmed"), ready(study, workspace, watcher) as work:
+        require_sent(work.tracking, "confirm")
         chosen = _best(work.opened.read().trials, top)
         if len(chosen) < top:
             watcher.say(f"the study has {len(chosen)} settings that were trained to their end: all are confirmed")
@@ -89,6 +91,7 @@ def confirm(
             # One that cannot be drawn, or that the base has seen, fails here, and not behind hours of training.
             require_apart(work.base, _redrawn(work, number), work.opened.config.config.model, watcher.say)
         failed = _do_missing(work, plan)
+        require_sent(work.tracking, "confirm")
         verdict = _judge(work, chosen, plan, failed)
         _keep(work, verdict)
         return verdict, promote_winner(work, verdict) if promote else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from xray_opt.errors import StudyError
+from xray_opt.errors import DeviceFault, StudyError
 from xray_opt.launchers.member import Event, Member, News
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job, error_of
@@ -141,16 +141,23 @@ class _Team:
         name, how = member.slot.name, _how(member.code or 0)
         if member.code == 0:
             return
-        if member.error is not None:
+        if member.error is not None and not self._may_help(member):
             self._watcher.say(f"{name} stopped: {member.error}")
         elif member.code == STOPPED:
             self._watcher.say(f"{name} was told to stop; its trial is handed to the other slots")
         elif member.restarts < MOST_RESTARTS:
             member.restarts += 1
+            how = f"stopped ({member.error})" if member.error else how
+            member.error = None
             self._watcher.say(f"{name} {how} and is started again ({member.restarts} of {MOST_RESTARTS} times)")
             self._start(member)
         else:
             self._watcher.say(f"{name} {how} once more and is given up")
+
+    @staticmethod
+    def _may_help(member: Member) -> bool:
+        """Whether a new process may do what this one cannot: its GPU failed under it."""
+        return isinstance(member.error, DeviceFault) and member.restarts < MOST_RESTARTS
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from xray_opt import registry
 from xray_opt.config import Workspace
-from xray_opt.errors import StudyError
+from xray_opt.errors import StudyError, TrackingError
 from xray_opt.migrate.counting import Count, Counts, Run, count, count_runs, count_versions, table
 from xray_opt.migrate.stores import SERVICE, WORKSPACE, both_ends
 from xray_opt.places import PARENT, STORE, find_place, mark_state
-from xray_opt.settling import one_at_a_time
+from xray_opt.settling import POSTPONED, one_at_a_time
 from xray_opt.tracking import (
     Route,
     copies_of,
@@ -90,6 +90,8 @@ def migrate(
 def _move_study(copied: StudyCopy, route: Route, counts: Counts, say: Say) -> None:
     notes, first = copied.notes, not copied.done
     require_same_store(route.source, copied.name, notes.get(STORE), notes.get(PARENT))
+    if notes.get(POSTPONED):
+        raise TrackingError(f"writes of study {copied.name} wait for MLflow: run xray-opt sync, then this again")
     identity = str(notes[IDENTITY])
     runs = runs_of_study(route.source, identity)
     if first:

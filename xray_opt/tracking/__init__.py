@@ -1,36 +1,40 @@
 """Runs in MLflow: one experiment a study, its parent run, a child run a trial, the five best as LoggedModels.
 
 States agree with the trials': finished → FINISHED, pruned → KILLED (tag ``pruned_epoch``), failed → FAILED (tag
-``reason``: nan, oom, interrupted, worker-lost, error).
+``reason``: nan, oom, interrupted, worker-lost, error). Writes go to the server while it answers, and wait in the spool
+of the workspace while it does not.
 """
 
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
-from xray_opt.tracking.agreement import STORAGE, STUDY_ID, TrialEnd, agree, child_runs
+from xray_opt.tracking.agreement import STORAGE, TrialEnd, agree, child_runs
 from xray_opt.tracking.artifact_copying import artifact_names
 from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tracking.copying import Route, copies_of, copy_run, metric_points, runs_of, runs_of_study
 from xray_opt.tracking.data import MANIFEST, data_tags, study_manifest
+from xray_opt.tracking.ending import close_lost
 from xray_opt.tracking.environment import environment_tags, machine_tags
+from xray_opt.tracking.experiments import STUDY_ID
 from xray_opt.tracking.model_copying import copies_of_models, copy_model, models_of_runs
 from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
 from xray_opt.tracking.probing import ServerFacts, probe_server, round_trip
 from xray_opt.tracking.ranking import RankedTrial
-from xray_opt.tracking.reading import RunFacts, Seat, child_tags, film_seats, run_facts, run_file
+from xray_opt.tracking.reading import RunFacts, Seat, child_tags, film_seats, noted_run, run_facts, run_file
 from xray_opt.tracking.run import (
     PREDICTIONS,
     TEST_PREDICTIONS,
     Run,
-    close_lost,
     log_run_file,
     log_run_metrics,
     log_run_predictions,
     tag_opening,
     tag_run,
 )
+from xray_opt.tracking.sending import WAITING
 from xray_opt.tracking.store import require_same_store, run_exists, store_note
 from xray_opt.tracking.study import Tracking
+from xray_opt.tracking.unloading import LeftBehind, send_left_behind
 
 __all__ = [
     "MANIFEST",
@@ -38,7 +42,9 @@ __all__ = [
     "STORAGE",
     "STUDY_ID",
     "TEST_PREDICTIONS",
+    "WAITING",
     "Connection",
+    "LeftBehind",
     "RankedTrial",
     "Route",
     "Run",
@@ -67,6 +73,7 @@ __all__ = [
     "metric_points",
     "models_of_runs",
     "moved_page_tags",
+    "noted_run",
     "orphan_runs",
     "outgoing_name",
     "page_tags",
@@ -79,6 +86,7 @@ __all__ = [
     "run_page",
     "runs_of",
     "runs_of_study",
+    "send_left_behind",
     "store_note",
     "study_manifest",
     "study_runs",

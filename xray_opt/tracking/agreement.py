@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from mlflow.entities import Run, ViewType
 
 from xray_opt.mlflow_client import Connection, pages, speaking
-from xray_opt.tracking.run import Ending, close
+from xray_opt.tracking.ending import Ending, close
+from xray_opt.tracking.sending import PARENT
 
-TRIAL, PARENT = "xray_opt.trial", "mlflow.parentRunId"
-#: Tags of all runs of a study: its own id, as its name may be used anew, and the digest of the storage that holds it.
-STUDY_ID, STORAGE = "xray_opt.study_id", "xray_opt.storage"
+#: Tag of a trial's run: its number.
+TRIAL = "xray_opt.trial"
+#: Tag of all runs of a study: the digest of the storage that holds it.
+STORAGE = "xray_opt.storage"
 #: Tags that tell how a run ended.
 TOLD = ("reason", "error", "pruned_epoch")
 

@@ -15,8 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from xray_opt.config import Workspace
 from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
-from xray_opt.tracking.agreement import STORAGE, STUDY_ID
+from xray_opt.tracking.agreement import STORAGE
 from xray_opt.tracking.discard import delete_artifacts, discard_model, local_path
+from xray_opt.tracking.experiments import STUDY_ID
 from xray_opt.tracking.ranking import RANKED, logged_models, models_of
 
 

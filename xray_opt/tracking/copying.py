@@ -15,10 +15,11 @@ from typing import TypeVar
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from xray_opt.mlflow_client import Connection, pages, speaking
-from xray_opt.tracking.agreement import PARENT, STORAGE, STUDY_ID
+from xray_opt.tracking.agreement import STORAGE
 from xray_opt.tracking.artifact_copying import copy_artifacts
+from xray_opt.tracking.experiments import STUDY_ID, experiment_named
 from xray_opt.tracking.outgoing import outgoing_files, outgoing_inputs, outgoing_params, outgoing_tags
-from xray_opt.tracking.study import experiment_named
+from xray_opt.tracking.sending import PARENT
 
 #: Tag of a copy: the id of its original. Tag of a whole copy: how its original stood, and the digest of its artifacts.
 ORIGIN, WHOLE = "xray_opt.migrated_from", "xray_opt.migrated"

@@ -16,7 +16,7 @@ from mlflow.version import VERSION
 
 from xray_opt.errors import TrackingError
 from xray_opt.mlflow_client import Connection, ask, speaking
-from xray_opt.tracking.study import experiment_named
+from xray_opt.tracking.experiments import experiment_named
 
 #: The one experiment, with one run, that the round trips of artifacts go through.
 EXPERIMENT = "xray-opt-doctor"

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from mlflow.entities import DatasetInput, LoggedModel, Metric
 
 from xray_opt.mlflow_client import Connection, pages
-from xray_opt.tracking.agreement import STUDY_ID
 from xray_opt.tracking.discard import discard_model
+from xray_opt.tracking.experiments import ROLE, STUDY_ID
 
-ROLE = "xray_opt.role"
 RANKED = "ranked"
 
 

@@ -14,6 +14,8 @@ from xray_opt.mlflow_client import MISSING, Connection, speaking
 from xray_opt.tracking.agreement import child_runs
 from xray_opt.tracking.artifact_copying import artifact_names
 from xray_opt.tracking.data import MANIFEST_FILE, PSEUDONYMISED_FILE
+from xray_opt.tracking.experiments import run_of_key
+from xray_opt.tracking.sending import WAITING
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ def run_facts(connection: Connection, run_id: str) -> RunFacts | None:
                 return None
             raise
     return RunFacts(data.params, data.metrics, data.tags)
+
+
+def noted_run(connection: Connection, parent_id: str, noted: str) -> str:
+    """Id of a run that a trial noted: MLflow may have been away then, and have made the run later.
+
+    What the trial noted where the run is not made yet.
+    """
+    if not noted.startswith(WAITING):
+        return noted
+    with speaking(connection.uri, f"find the run {noted}"):
+        experiment = connection.client.get_run(parent_id).info.experiment_id
+        return run_of_key(connection, experiment, noted.removeprefix(WAITING)) or noted
 
 
 def child_tags(connection: Connection, parent_id: str) -> list[Mapping[str, str]]:

@@ -5,31 +5,33 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from mlflow.entities import DatasetInput, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import DatasetInput, Metric
 from numpy.typing import ArrayLike
 
-from xray_opt.config import Config, as_text, flatten, redacted
+from xray_opt.config import Config, as_text, flatten
 from xray_opt.dataset import Pseudonyms
-from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError
-from xray_opt.mlflow_client import MISSING, Connection, speaking, without_credentials
+from xray_opt.errors import DiskFault
+from xray_opt.mlflow_client import Connection, speaking, without_credentials
 from xray_opt.system_metrics import SystemSampler
+from xray_opt.tracking.ending import LONGEST_TAG, ending
 from xray_opt.tracking.environment import environment_tags, machine_tags
+from xray_opt.tracking.experiments import ROLE
+from xray_opt.tracking.outbox import Outbox
+from xray_opt.tracking.sending import PARENT, WAITING, as_file, end_content, files_below, now, plain_input, points
 from xray_opt.trainer import Epoch
 
 log = logging.getLogger(__name__)
 
 #: Settings that may name places on this machine or hold a password; they are cut short in what is logged.
 PLACES = ("data.root", "model.base")
-LONGEST_TAG = 500
 #: Artifacts of a run: the probabilities of the validation films, and of the test films once ``finalize`` opened them.
 PREDICTIONS, TEST_PREDICTIONS = "val_predictions.csv", "test_predictions.csv"
 #: Tag: how often the test split was opened for a run, or for any run of a study.
@@ -37,18 +39,9 @@ OPENINGS = "xray_opt.test_openings"
 
 
 @dataclass(frozen=True)
-class Ending:
-    """State and tags of a run that is over."""
-
-    status: str
-    tags: dict[str, str]
-
-
-@dataclass(frozen=True)
 class RunPlan:
     """What a run is started with."""
 
-    experiment_id: str
     name: str
     config: Config
     params: Mapping[str, object]
@@ -67,39 +60,43 @@ class Run:
     ``Pruned``              KILLED    ``pruned_epoch``
     ``TrainingError``       FAILED    ``reason`` = its reason, ``error``
     ``KeyboardInterrupt``   FAILED    ``reason`` = interrupted
-    a store is away         FAILED    ``reason`` = interrupted, ``error``
+    a store or disk away    FAILED    ``reason`` = interrupted, ``error``
+    ``DeviceFault``         FAILED    ``reason`` = worker-lost, ``error``
     anything else           FAILED    ``reason`` = error, ``error``
     ======================  ========  ================================
 
-    The exception passes on. A killed process leaves RUNNING behind; :func:`close_lost` ends that.
+    The exception passes on. A killed process leaves RUNNING behind; :func:`close_lost` ends that. MLflow may be away
+    all the time: see ``outbox``.
 
-    Attributes:
-        id: the run's id in MLflow.
+    Raises:
+        DiskFault: from every method, where MLflow is away and nothing can be kept for it.
     """
 
-    def __init__(self, connection: Connection, plan: RunPlan) -> None:
-        self._connection = connection
-        self._client = connection.client
+    def __init__(self, connection: Connection, outbox: Outbox, plan: RunPlan) -> None:
+        self._local = connection.local
+        self._outbox = outbox
         self._plan = plan
-        self.id = ""
+        self._name = WAITING + uuid.uuid4().hex
+
+    @property
+    def id(self) -> str:
+        """The run's id in MLflow; a name of its own (``sending.WAITING``) while it waits to be made."""
+        return self._outbox.sender.id_of(self._name) or self._name
 
     def __enter__(self) -> Self:
         plan = self._plan
-        tags = environment_tags() | {"xray_opt.role": "trial" if plan.parent_id else "run"} | dict(plan.tags)
+        tags = environment_tags() | {ROLE: "trial" if plan.parent_id else "run"} | dict(plan.tags)
         tags |= {"xray_opt.seed": str(plan.config.training.seed)} | machine_tags(plan.config.training.device)
         if plan.parent_id:
-            tags["mlflow.parentRunId"] = plan.parent_id
+            tags[PARENT] = plan.parent_id
         if plan.params:
             tags["xray_opt.searched"] = ", ".join(sorted(plan.params))
-        params = [Param(key, value) for key, value in settings_as_text(plan.config, self._connection.local).items()]
-        with speaking(self._connection.uri, f"start the run {plan.name}"):
-            self.id = self._client.create_run(plan.experiment_id, tags=tags, run_name=plan.name).info.run_id
+        self._write("create", {"name": plan.name, "tags": tags, "started": now()})
         self._sampler = SystemSampler(self._log_system, plan.config.tracking.system_interval)
         try:
-            with speaking(self._connection.uri, f"start the run {plan.name}"):
-                self._client.log_batch(self.id, params=params)
-                if plan.datasets:
-                    self._client.log_inputs(self.id, list(plan.datasets))
+            self._write("batch", {"params": settings_as_text(plan.config, self._local)})
+            if plan.datasets:
+                self._write("inputs", {"datasets": [plain_input(item) for item in plan.datasets]})
             self._sampler.start()
         except BaseException as error:  # Ctrl-C too: no ``with`` block ends this run yet
             self.__exit__(type(error), error, error.__traceback__)
@@ -110,10 +107,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._sampler.stop()
-        end = ending(error, self._connection.local)
+        if isinstance(error, KeyboardInterrupt):
+            self._outbox.hurry()
+        end = ending(error, self._local)
         try:
-            close(self._connection, self.id, end)
-        except TrackingError as lost:
+            self._write("end", end_content(end))
+        except DiskFault as lost:
             if error is None:
                 raise
             # What went wrong first is what the caller must see.
@@ -132,29 +131,33 @@ class Run:
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics in one request, at ``step`` (none means 0)."""
-        log_run_metrics(self._connection, self.id, values, step or 0)
+        self._write("batch", {"metrics": points(values, step or 0)})
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag."""
-        tag_run(self._connection, self.id, key, value)
+        self._write("batch", {"tags": {key: value}})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file among the run's artifacts, in ``folder`` of them."""
-        log_run_file(self._connection, self.id, path, folder)
+        self._write("files", {"folder": folder}, {path.name: path})
 
     def log_folder(self, path: Path, folder: str | None = None) -> None:
         """Store the contents of a folder among the run's artifacts, in ``folder`` of them."""
-        with speaking(self._connection.uri, f"store {path.name}"):
-            self._client.log_artifacts(self.id, str(path), folder)
+        self._write("files", {"folder": folder}, files_below(path))
 
     def log_predictions(
         self, paths: Sequence[str], labels: ArrayLike, probabilities: ArrayLike, pseudonyms: Pseudonyms
     ) -> None:
         """Store ``val_predictions.csv``; see :func:`log_run_predictions`."""
-        log_run_predictions(self._connection, self.id, PREDICTIONS, paths, labels, probabilities, pseudonyms)
+        text = _predictions(paths, labels, probabilities, None if self._local else pseudonyms)
+        with as_file(text, PREDICTIONS) as table:
+            self.log_file(table)
 
     def _log_system(self, sample: dict[str, float], index: int) -> None:
-        log_run_metrics(self._connection, self.id, sample, index)
+        self.log_metrics(sample, index)
+
+    def _write(self, kind: str, content: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> None:
+        self._outbox.write(kind, self.id, content, files)
 
 
 def settings_as_text(config: Config, local: bool) -> dict[str, str]:
@@ -164,48 +167,6 @@ def settings_as_text(config: Config, local: bool) -> dict[str, str]:
         text = without_credentials(as_text(value)) if name == "tracking.uri" else as_text(value)
         values[name] = Path(text).name if name in PLACES and not local else text
     return values
-
-
-def ending(error: BaseException | None, local: bool) -> Ending:
-    """State and tags that belong to the exception (none: a clean end) that ended a run.
-
-    The error's words may name films, so only its kind is told to a remote store.
-    """
-    if error is None:
-        return Ending("FINISHED", {})
-    if isinstance(error, Pruned):
-        return Ending("KILLED", {"pruned_epoch": str(error.epoch)})
-    if isinstance(error, KeyboardInterrupt):
-        return Ending("FAILED", {"reason": "interrupted"})
-    reason = error.reason if isinstance(error, TrainingError) else "error"
-    if isinstance(error, StudyError | TrackingError):  # a store is away: the trial is resumed
-        reason = "interrupted"
-    words = redacted(f"{type(error).__name__}: {error}") if local else type(error).__name__
-    return Ending("FAILED", {"reason": reason, "error": " ".join(words.split())[:LONGEST_TAG]})
-
-
-def close(connection: Connection, run_id: str, end: Ending) -> None:
-    """End a run in a state, its tags first."""
-    with speaking(connection.uri, f"end the run {run_id}"):
-        connection.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in end.tags.items()])
-        connection.client.set_terminated(run_id, end.status)
-
-
-def close_lost(connection: Connection, run_id: str, reason: str = "worker-lost") -> None:
-    """Make the run of a failed trial FAILED, whatever state it was left in; one that is FAILED keeps its reason.
-
-    A worker that dies after its run ended but before its trial did leaves FINISHED behind: the trial has failed, so
-    the run has. A run that is gone is no error.
-    """
-    with speaking(connection.uri, f"end the lost run {run_id}"):
-        try:
-            info = connection.client.get_run(run_id).info
-        except MlflowException as error:
-            if error.error_code == MISSING:
-                return
-            raise
-        if info.status != "FAILED" and info.lifecycle_stage == "active":
-            close(connection, run_id, Ending("FAILED", {"reason": reason}))
 
 
 def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
@@ -242,14 +203,21 @@ def log_run_predictions(
 ) -> None:
     """Store the artifact ``name`` of any run (film, label, probability); films have pseudonyms unless the store is
     local."""
+    text = _predictions(paths, labels, probabilities, None if connection.local else pseudonyms)
+    with speaking(connection.uri, f"store {name}"):
+        connection.client.log_text(run_id, text, name)
+
+
+def _predictions(
+    paths: Sequence[str], labels: ArrayLike, probabilities: ArrayLike, pseudonyms: Pseudonyms | None
+) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["film", "label", "probability"])
     for path, label, probability in zip(paths, np.asarray(labels), np.asarray(probabilities), strict=True):
-        film = path if connection.local else pseudonyms.film(path)
+        film = path if pseudonyms is None else pseudonyms.film(path)
         writer.writerow([film, int(label), repr(float(probability))])
-    with speaking(connection.uri, f"store {name}"):
-        connection.client.log_text(run_id, text.getvalue(), name)
+    return text.getvalue()
 
 
 def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | None = None) -> None:
@@ -260,7 +228,6 @@ def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | 
 
 def log_run_metrics(connection: Connection, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
     """Log metrics of any run in one request."""
-    now = int(time.time() * 1000)
-    metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
+    metrics = [Metric(*point) for point in points(values, step)]
     with speaking(connection.uri, f"log metrics of the run {run_id}"):
         connection.client.log_batch(run_id, metrics=metrics)

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import MISSING, Connection, speaking
+from xray_opt.mlflow_client import MISSING, Connection, quickly, speaking
 
 
 def store_note(connection: Connection) -> dict[str, str]:
@@ -19,7 +19,7 @@ def store_note(connection: Connection) -> dict[str, str]:
     """
     host = f" on {socket.gethostname()}" if connection.local else ""
     return {
-        "uri": "" if connection.artifact_root else connection.shown,
+        "uri": connection.address,
         "shown": connection.shown + host,
     }
 
@@ -35,8 +35,11 @@ def require_same_store(connection: Connection, study: str, kept: Mapping[str, An
         TrackingError: the study's run is in another store.
     """
     here = store_note(connection)
-    if not kept or not parent or kept["shown"] == here["shown"] or run_exists(connection, parent):
+    if not kept or not parent or kept["shown"] == here["shown"]:
         return
+    with quickly():
+        if run_exists(connection, parent):
+            return
     raise TrackingError(
         f"study {study} keeps its runs in MLflow at {kept['shown']}, not at {here['shown']}: set --tracking-uri, "
         "tracking.uri or MLFLOW_TRACKING_URI back, or start another study with --name"

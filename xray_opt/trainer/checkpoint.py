@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from xray_opt.config import Config, as_text, flatten
-from xray_opt.errors import TrainingError, shortened
+from xray_opt.errors import DiskFault, TrainingError, shortened
 
 _MAGIC = b"xray-opt checkpoint "
 _HEADER = len(_MAGIC) + 64 + 1
@@ -56,7 +56,7 @@ class Checkpoint:
         """Replace the newest checkpoint; a kill at any moment leaves a good one in place.
 
         Raises:
-            TrainingError: the disk refuses.
+            DiskFault: the disk refuses.
         """
         temporary = self.path.with_name(self.path.name + ".part")
         buffer = io.BytesIO()
@@ -73,7 +73,10 @@ class Checkpoint:
                 os.replace(self.path, self.previous)
             os.replace(temporary, self.path)
         except OSError as error:
-            raise TrainingError(f"cannot write checkpoint {self.path}: {error}; free some space and resume") from error
+            raise DiskFault(
+                f"cannot write checkpoint {self.path}: {error.strerror}; nothing is lost: free some space or check "
+                "permissions, and run the same command again"
+            ) from error
 
     def load(self) -> State | None:
         """The newest state that is whole, none where there is none.

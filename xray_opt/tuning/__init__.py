@@ -19,7 +19,7 @@ from xray_opt.tuning.probing import StorageFacts, probe_storage
 from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_patience, storage_url
-from xray_opt.tuning.study import OpenStudy, open_study
+from xray_opt.tuning.study import OpenStudy, existing_study, open_study
 
 __all__ = [
     "IDENTITY",
@@ -38,6 +38,7 @@ __all__ = [
     "annotate",
     "copying",
     "delete_study",
+    "existing_study",
     "importances",
     "list_studies",
     "open_study",

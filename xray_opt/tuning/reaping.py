@@ -95,15 +95,15 @@ def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callabl
         end(study, trial.number, trial._trial_id, ending)
 
 
-def end_own(study: optuna.Study, worker: str, message: str) -> list[FrozenTrial]:
+def end_own(study: optuna.Study, worker: str, message: str, reason: str = "interrupted") -> list[FrozenTrial]:
     """End what a worker holds but does not run: its claim broke, or it stops; call under the study's lock.
 
-    Gives the trials ended; they are ``interrupted`` and tried again.
+    Gives the trials ended; they are tried again, as ``reason`` is one of ``RESUMABLE``.
     """
     held = [trial for trial in running(study) if trial.user_attrs.get(OWNER, {}).get("worker") == worker]
     for trial in held:
         written = trial.user_attrs.get(ENDING)
-        ending = Ending(**written) if written else failed("interrupted", message)
+        ending = Ending(**written) if written else failed(reason, message)
         end(study, trial.number, trial._trial_id, ending)
     return held
 

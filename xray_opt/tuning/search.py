@@ -17,7 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.config import StudyConfig
 from xray_opt.config.dotted import Scalar
-from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError, XrayError, one_line
+from xray_opt.errors import (
+    DeviceFault,
+    DiskFault,
+    Pruned,
+    StudyError,
+    TrackingError,
+    TrainingError,
+    XrayError,
+    one_line,
+)
 from xray_opt.tuning.leases import Lease, Watch, beating
 from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
 from xray_opt.tuning.owners import at_work, this_worker
@@ -141,15 +150,17 @@ class Search:
     def _let_go(self, error: BaseException) -> None:
         """End what this worker holds, whatever stopped it; the next start tries the trial again, from its checkpoint.
 
-        Where that fails too, the trial stays RUNNING, and the next start takes it for lost.
+        A trial that broke a GPU may be what breaks it, so it counts as one that lost its worker. Where that fails too,
+        the trial stays RUNNING, and the next start takes it for lost.
         """
         user = isinstance(error, KeyboardInterrupt | SystemExit)
         message = "stopped by the user" if user else one_line(error)
+        reason = "worker-lost" if isinstance(error, DeviceFault) else "interrupted"
         patient = Patience(database_of(self.study).url, self.say, LAST_PATIENCE)
 
         def locked() -> list[FrozenTrial]:
             with self._lock():
-                return [] if self._is_deleted() else end_own(self.study, self.worker, message)
+                return [] if self._is_deleted() else end_own(self.study, self.worker, message, reason)
 
         try:
             for trial in patient(locked):
@@ -214,8 +225,8 @@ class Search:
                 self.say(f"{error}: its result is discarded")
                 self._told(trial.number, trial._trial_id)
                 return
-            except (StudyError, TrackingError):
-                raise  # a store is away, which says nothing of the trial: it is let go of
+            except (StudyError, TrackingError, DeviceFault, DiskFault):
+                raise  # a store is away or the machine failed, which says nothing of the trial: it is let go of
             except TrainingError as error:
                 ending = failed(error.reason, str(error))
             except XrayError as error:

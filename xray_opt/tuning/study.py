@@ -30,7 +30,7 @@ from xray_opt.tuning.records import (
 )
 from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
-from xray_opt.tuning.storage import PATIENCE, Patience, open_storage, reachable, storage_url, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, masked, open_storage, reachable, storage_url, study_lock
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -174,6 +174,22 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say:
             study.set_user_attr(DATA, data_sha256)
         _enqueue_known_good(study, config)
         return OpenStudy(config, workspace, study, url, say)
+
+
+def existing_study(config: StudyConfig, workspace: Workspace) -> OpenStudy:
+    """A study as it is, not held against any rules: for reading it and noting things, not for running trials.
+
+    Raises:
+        StudyError: there is none of that name, or the storage is away.
+    """
+    url = storage_url(workspace, config.storage)
+    storage = open_storage(url)
+    with reachable(url):
+        try:
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            return OpenStudy(config, workspace, study, url, lambda line: None)
+        except KeyError as error:
+            raise StudyError(f"no study {config.name!r} in {masked(url)}") from error
 
 
 def _enqueue_known_good(study: optuna.Study, config: StudyConfig) -> None:
