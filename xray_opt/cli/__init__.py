@@ -35,6 +35,7 @@ COMMANDS = {
     "weights": "models",
     "base": "base",
     "study": "study",
+    "storage": "storage",
     "data": "data",
     "gc": "upkeep",
     "ui": "ui",

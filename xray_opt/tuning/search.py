@@ -20,6 +20,7 @@ from xray_opt.config.dotted import Scalar
 from xray_opt.errors import Pruned, StudyError, TrackingError, TrainingError, XrayError, one_line
 from xray_opt.tuning.leases import Lease, Watch, beating
 from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
+from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import at_work, this_worker
 from xray_opt.tuning.reaping import Ending, end, end_own, failed, reap, requeue, running
 from xray_opt.tuning.records import (
@@ -39,7 +40,7 @@ from xray_opt.tuning.records import (
 from xray_opt.tuning.rules import IDENTITY, deleted
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
-from xray_opt.tuning.storage import PATIENCE, Patience, database_of, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, database_of
 
 #: Seconds between two looks while other workers hold the last trials.
 POLL = 1.0
