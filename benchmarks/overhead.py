@@ -24,19 +24,14 @@ from typing import Any
 
 import optuna
 import workload
+from fake_objective import EPOCHS, SPACE, STARTUP, rising
 from measure import HERE, Absent, Column, Rounds, Thunk, Values, child, finish, interleave, parser
 from postgres import server
 
-from xray_opt.config import Config, Parameter, SamplerConfig, StudyConfig, Workspace, override
+from xray_opt.config import Config, SamplerConfig, StudyConfig, Workspace, override
 from xray_opt.tuning import Outcome, TrialContext, open_study
 
-EPOCHS, SEED = 10, 0
-RATE, DECAY = "optimizer.learning_rate", "optimizer.weight_decay"
-SPACE = (
-    Parameter(RATE, "float", low=1e-5, high=1e-1, log=True),
-    Parameter(DECAY, "float", low=1e-4, high=1e-1, log=True),
-)
-STARTUP = 8
+SEED = 0
 
 
 def main() -> None:
@@ -129,9 +124,9 @@ class Plain:
 
 
 class Ours:
-    """The loop behind ``tune``."""
+    """The loop behind ``tune``; ``database`` is what lies behind a proxy."""
 
-    def __init__(self, url: str, at: int, folder: Path, trials: int) -> None:
+    def __init__(self, url: str, at: int, folder: Path, trials: int, database: str | None = None) -> None:
         config = override(Config(), {"training.epochs": EPOCHS})
         sampler = SamplerConfig("tpe", startup_trials=STARTUP)
         study = StudyConfig(f"ours-{at}", config, SPACE, seed=SEED, sampler=sampler, storage=url)
@@ -139,7 +134,7 @@ class Ours:
         self.open()
         self.count = at - trials
         self.trials = trials
-        fill(optuna.load_study(study_name=study.name, storage=url), self.count)
+        fill(optuna.load_study(study_name=study.name, storage=database or url), self.count)
 
     def __call__(self) -> Values:
         """Median seconds from one objective to the next."""
@@ -170,11 +165,6 @@ def fill(study: optuna.Study, trials: int) -> None:
         for number in range(trials)
     ]
     study.add_trials(made)
-
-
-def rising(number: int, epoch: int) -> float:
-    """Every trial beats the ones before, so none is pruned."""
-    return number + epoch / (2 * EPOCHS)
 
 
 def between(begun: list[float]) -> Values:
