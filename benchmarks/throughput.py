@@ -1,12 +1,13 @@
-"""How much of N workers' time is left for training: by storage and number of workers (issue of many workers).
+"""How much of N workers' time is left for training: by storage and number of workers.
 
     python benchmarks/throughput.py --out results/throughput.json
 
-Workers are processes with the product's own loop: join, claim, draw, report three values, signs of life, tell. The
-objective sleeps ten seconds, so workers do not fight for this machine's cores. Efficiency is the time that the trials
-sleep over the time that the workers take: ``whole`` from the start of all (imports are done) until the last has ended,
-``steady`` from each worker's first trial to its last one. On PostgreSQL it counts transactions a trial and connections,
-from which the last lines work out what many GPUs would need. Then the loop's own cost at trial 50 and trial 1,000.
+Workers are processes with the product's own loop: claim, draw, report three values, signs of life, tell. The objective
+sleeps ten seconds, so workers do not fight for this machine's cores. Efficiency is the time that the trials sleep over
+the time that the workers take: ``whole`` from a common start, when all have joined the study, to the end of the last
+trial; ``steady`` from each worker's first trial to its last one. On PostgreSQL it counts transactions a trial and
+connections. Then the loop's own cost at trial 50, at trial 1,000, and beside 1,000 trials that run elsewhere; from all
+these the last lines work out what many GPUs would need.
 """
 
 from __future__ import annotations
@@ -34,20 +35,24 @@ from postgres import server
 CHILD = HERE / "throughput_child.py"
 #: Gpus, and the minutes that one trial takes on each, of the estimate.
 MANY, MINUTES = 1000, (1, 5, 30)
+#: Trials of a sample of the loop, and such samples.
+SAMPLE, LOOPS = 5, 3
 
 
 def main() -> None:
     """Measure, print, write."""
     arguments = parser(__doc__)
+    arguments.set_defaults(rounds=1)
     arguments.add_argument("--workers", type=int, nargs="*", default=[16, 4, 1], help="(default: 16 4 1)")
     arguments.add_argument("--trials", type=int, default=5, help="trials a worker (default: 5)")
     arguments.add_argument("--seconds", type=float, default=10.0, help="that a trial sleeps (default: 10)")
     arguments.add_argument("--at", type=int, nargs="*", default=[50, 1000], help="sizes of a study (default: 50 1000)")
+    arguments.add_argument("--running", type=int, default=MANY, help="trials that run elsewhere (default: 1000)")
     arguments.add_argument("--storages", nargs="+", default=["PostgreSQL", "gRPC", "SQLite"], help="(default: all)")
     arguments.add_argument("--mlflow", metavar="URI", help="log every trial there too (default: no MLflow)")
     args = arguments.parse_args()
     if args.toy:
-        args.workers, args.trials, args.seconds, args.at, args.rounds = [2], 2, 0.3, [12, 16], 1
+        args.workers, args.trials, args.seconds, args.at, args.running = [2], 2, 0.3, [12, 16], 6
     with ExitStack() as stack:
         absent, storages = opened(stack, args.storages)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xray-bench-")))
@@ -56,16 +61,20 @@ def main() -> None:
         rounds.absent |= absent
     columns = {
         "workers": [
-            Column("whole", "efficiency from the start of all workers to the end of the last", 3),
+            Column("whole", "efficiency from the common start to the end of the last trial", 3),
             Column("steady", "efficiency between each worker's first and last trial", 3),
             Column("overhead_s", "seconds a trial and worker beyond the sleep, steady", 3),
             Column("transactions", "transactions a trial (database)", 0),
             Column("connections", "most connections at once (database)", 0),
         ],
-        "loop": [Column("s", "seconds a trial with an objective of microseconds (ratios to the first)", 4)],
+        "loop": [
+            Column("s", "seconds a trial with an objective of microseconds (ratios to the first)", 4),
+            Column("turn_s", "… of these between the end of one objective and the next", 4),
+        ],
     }
     finish(args, {name: rounds for name, rounds in sections.items() if rounds.samples}, columns)
-    print("\n".join([*growth(sections["loop"], args.at), *estimate(sections["workers"])]))
+    lines = [*growth(sections["loop"], args.at), *estimate(sections["workers"], sections["loop"], args.running)]
+    print("\n".join(lines))
 
 
 def opened(stack: ExitStack, wanted: list[str]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
@@ -116,34 +125,37 @@ def crew(args: argparse.Namespace, url: str, database: str, count: int, folder: 
     name = f"crew-{count}-{time.monotonic_ns()}"
     job = folder / f"{name}.json"
     total = count * args.trials
-    told = {"name": name, "url": url, "root": str(folder), "total": total, "seconds": args.seconds}
+    told = {"name": name, "url": url, "root": str(folder), "count": count, "total": total, "seconds": args.seconds}
     job.write_text(json.dumps(told | {"mlflow": args.mlflow}), encoding="utf-8")
-    command = [sys.executable, str(CHILD), str(job)]
     pipe = subprocess.PIPE
-    crew = [subprocess.Popen(command, cwd=HERE, stdin=pipe, stdout=pipe, text=True) for _ in range(count)]
-    try:
-        for process in crew:
-            if not process.stdout or process.stdout.readline() != "READY\n":
+    with subprocess.Popen([sys.executable, str(CHILD), str(job)], cwd=HERE, stdin=pipe, stdout=pipe, text=True) as crew:
+        try:
+            if not crew.stdout or crew.stdout.readline() != "READY\n":
                 raise RuntimeError(f"a worker of {name} ended before it began")
-        with watched(database) as seen:
-            began = time.monotonic()
-            for process in crew:
-                if process.stdin:
-                    process.stdin.write("go\n")
-                    process.stdin.flush()
-            outputs = [process.communicate()[0] for process in crew]
-            ended = time.monotonic()
-    finally:
-        for process in crew:
-            process.kill()
-    spans = [sorted(json.loads(output)) for output in outputs]
+            with watched(database) as seen:
+                began = time.monotonic()
+                output, _ = crew.communicate("go\n")
+                counted = seen(total)
+        finally:
+            crew.kill()
+    return efficiency([sorted(part) for part in json.loads(output)], args.seconds, began, total) | counted
+
+
+def efficiency(spans: list[list[list[float]]], seconds: float, began: float, total: int) -> Values:
+    """How much of the workers' time their trials slept.
+
+    Args:
+        spans: for each worker, when each of its trials began and ended.
+        began: when they were told to begin.
+    """
     done = sum(len(part) for part in spans)
     if done != total:
-        raise RuntimeError(f"{name} ran {done} trials instead of {total}")
-    slept = [len(part) * args.seconds for part in spans if part]
+        raise RuntimeError(f"the workers ran {done} trials instead of {total}")
     took = [part[-1][1] - part[0][0] for part in spans if part]
-    values = {"whole": sum(slept) / count / (ended - began), "steady": sum(slept) / sum(took)}
-    return values | {"seconds": ended - began, "overhead_s": (sum(took) - sum(slept)) / done} | seen(total)
+    whole = max(part[-1][1] for part in spans if part) - began
+    slept = done * seconds
+    values = {"whole": slept / len(spans) / whole, "steady": slept / sum(took), "seconds": whole}
+    return values | {"overhead_s": (sum(took) - slept) / done}
 
 
 @contextmanager
@@ -152,34 +164,48 @@ def watched(database: str) -> Iterator[Any]:
     if not database.startswith("postgresql"):
         yield lambda trials: {}
         return
-    engine, over, most = sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool), threading.Event(), [0]
+    engine, over, most, own = sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool), threading.Event(), 0, 0
 
     def ask(query: str) -> int:
+        nonlocal own
+        own += 1
         with engine.connect() as connection:
             return int(connection.execute(sqlalchemy.text(query)).scalar() or 0)
 
     def look() -> None:
+        nonlocal most
         while not over.wait(0.5):
             with suppress(sqlalchemy.exc.SQLAlchemyError):
-                found = ask("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
-                most[0] = max(most[0], found - 1)
+                most = max(most, ask("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") - 1)
+
+    def counted(trials: int) -> Values:
+        return {"transactions": (ask(query) - before - own + 1) / trials, "connections": float(most)}
 
     query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
     before = ask(query)
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
-    yield lambda trials: {"transactions": (ask(query) - before) / trials, "connections": float(most[0])}
-    over.set()
-    thread.join()
+    try:
+        yield counted
+    finally:
+        over.set()
+        thread.join()
 
 
 def loop(args: argparse.Namespace, storages: dict[str, tuple[str, str]], folder: Path) -> Rounds:
-    """The loop's own cost in small and large studies, one worker."""
+    """The loop's own cost in small and large studies, and beside many running trials; one worker."""
     thunks: dict[str, Thunk] = {}
     for name, (url, database) in storages.items():
         for at in args.at:
-            thunks[f"{name}, trial {at:,}"] = Ours(url, at, folder, 5, database)
-    return interleave(thunks, args.rounds, warm_up={})
+            thunks[f"{name}, trial {at:,}"] = Ours(url, at, folder, SAMPLE, database)
+        if args.at and name != "SQLite":
+            thunks[beside(name, args.running)] = Ours(url, args.at[0], folder, SAMPLE, database, args.running)
+    return interleave(thunks, 1 if args.toy else LOOPS, warm_up={})
+
+
+def beside(storage: str, running: int) -> str:
+    """How the table calls a trial beside many running ones."""
+    return f"{storage}, {running:,} running"
 
 
 def growth(rounds: Rounds, at: list[int]) -> list[str]:
@@ -193,16 +219,22 @@ def growth(rounds: Rounds, at: list[int]) -> list[str]:
     return lines
 
 
-def estimate(rounds: Rounds) -> list[str]:
-    """What ``MANY`` GPUs would ask of a PostgreSQL, from the transactions and connections of the largest crew."""
-    lines = ["", f"{MANY:,} GPUs would ask of PostgreSQL", f"{'':<34}" + "".join(f"{m:>7} min" for m in MINUTES)]
-    for name in rounds.samples:
-        transactions, connections = (rounds.of(name, key) for key in ("transactions", "connections"))
-        if not transactions or not connections:
-            continue
-        rates = [statistics.median(transactions) * MANY / (60 * minutes) for minutes in MINUTES]
-        lines.append(f"{name:<34}" + "".join(f"{rate:>11.0f}" for rate in rates) + " transactions/s")
-    return lines
+def estimate(crews: Rounds, loops: Rounds, running: int) -> list[str]:
+    """What ``running`` GPUs would ask of a PostgreSQL: transactions as the crews made them, and how long trials must be
+    if what a trial does between two objectives, beside so many running ones, is done by one worker after the other.
+    """
+    lines = ["", f"{running:,} GPUs would ask of PostgreSQL", f"{'':<34}" + "".join(f"{m:>7} min" for m in MINUTES)]
+    for name in crews.samples:
+        transactions = crews.of(name, "transactions")
+        if transactions:
+            rates = [statistics.median(transactions) * running / (60 * minutes) for minutes in MINUTES]
+            lines.append(f"{name:<34}" + "".join(f"{rate:>11.0f}" for rate in rates) + " transactions/s")
+    for name in crews.samples:
+        crowded = beside(storage := name.partition(",")[0], running)
+        if costs := loops.of(crowded, "turn_s"):
+            minutes = statistics.median(costs) * running / 60
+            lines.append(f"{storage}: one study is enough for trials of {minutes:.1f} min and more")
+    return list(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""One worker of ``throughput.py``: the study's real loop, an objective that sleeps; run by it, not by hand.
+"""The workers of one study of ``throughput.py``, the study's real loop and an objective that sleeps; not run by hand.
 
-It says READY when its imports are done and waits for a line on its standard input, so that all workers start at once.
+They are forked from this process, so that imports are done once and not by each of them on a machine with few cores.
+It says READY when all of them have joined the study, and waits for a line on its standard input: then all begin.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import time
 from contextlib import ExitStack
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,13 @@ import measure
 from fake_objective import SPACE, STARTUP, rising
 
 from xray_opt.config import Config, SamplerConfig, StudyConfig, TrackingConfig, Workspace, override
-from xray_opt.tuning import Outcome, TrialContext, open_study
+from xray_opt.tuning import OpenStudy, Outcome, TrialContext, is_proxy, open_study
 
 #: Values that a trial reports.
 REPORTS = 3
+#: Seconds that all workers have to join.
+JOIN = 300
+Span = tuple[float, float]
 
 
 def study_of(name: str, url: str) -> StudyConfig:
@@ -28,35 +35,62 @@ def study_of(name: str, url: str) -> StudyConfig:
     return StudyConfig(name, config, SPACE, sampler=SamplerConfig("tpe", startup_trials=STARTUP), storage=url)
 
 
-def main() -> None:
-    """Work until the study has its number; then tell when each trial began and ended (``time.monotonic``)."""
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    workspace, spans = Workspace(Path(job["root"])), []
+def work(job: dict[str, Any], begin: Barrier, told: Pipe) -> None:
+    """One worker: join, wait for the others, run trials until the study has its number."""
     with ExitStack() as stack:
-        tracking = None
-        if job["mlflow"]:
-            from xray_opt.mlflow_client import connect
-            from xray_opt.tracking import Tracking
+        opened = open_study(study_of(job["name"], job["url"]), Workspace(Path(job["root"])), "0" * 64)
+        tracking = stack.enter_context(tracked(opened, job["mlflow"])) if job["mlflow"] else None
+        begin.wait()
+        begin.wait()
+        told.send(run(opened, job, tracking))
 
-            connection = connect(TrackingConfig(uri=job["mlflow"]), workspace)
-            tracking = stack.enter_context(Tracking.open(connection, job["name"], {}, shared=lambda: True))
 
-        def objective(trial: TrialContext) -> Outcome:
-            began = time.monotonic()
-            with ExitStack() as inner:
-                run = tracking and inner.enter_context(tracking.run(str(trial.number), trial.config, trial.params, {}))
-                for epoch in range(1, REPORTS + 1):
-                    time.sleep(job["seconds"] / REPORTS)
-                    if run:
-                        run.log_metrics({"val.f1": rising(trial.number, epoch)}, epoch)
-                    trial.report(epoch, rising(trial.number, epoch))
-            spans.append((began, time.monotonic()))
-            return Outcome(rising(trial.number, REPORTS))
+def tracked(opened: OpenStudy, uri: str) -> Any:
+    """The study's run in MLflow."""
+    from xray_opt.mlflow_client import connect
+    from xray_opt.tracking import Tracking
 
-        print("READY", flush=True)
-        sys.stdin.readline()
-        open_study(study_of(job["name"], job["url"]), workspace, "0" * 64).tune(objective, job["total"])
-    print(json.dumps(spans), flush=True)
+    connection = connect(TrackingConfig(uri=uri), opened.workspace)
+    return Tracking.open(connection, opened.config.name, {}, shared=lambda: True)
+
+
+def run(opened: OpenStudy, job: dict[str, Any], tracking: Any) -> list[Span]:
+    """When each trial of this worker began and ended (``time.monotonic``)."""
+    spans: list[Span] = []
+
+    def objective(trial: TrialContext) -> Outcome:
+        began = time.monotonic()
+        with ExitStack() as stack:
+            run = tracking and stack.enter_context(tracking.run(str(trial.number), trial.config, trial.params, {}))
+            for epoch in range(1, REPORTS + 1):
+                time.sleep(job["seconds"] / REPORTS)
+                if run:
+                    run.log_metrics({"val.f1": rising(trial.number, epoch)}, epoch)
+                trial.report(epoch, rising(trial.number, epoch))
+        spans.append((began, time.monotonic()))
+        return Outcome(rising(trial.number, REPORTS))
+
+    opened.tune(objective, job["total"])
+    return spans
+
+
+def main() -> None:
+    """Fork the workers, start them together, tell what each of them did."""
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if is_proxy(job["url"]):
+        import xray_opt.tuning.proxy  # noqa: F401
+    fork = multiprocessing.get_context("fork")
+    begin = fork.Barrier(job["count"] + 1, timeout=JOIN)
+    pipes = [fork.Pipe(duplex=False) for _ in range(job["count"])]
+    crew = [fork.Process(target=work, args=(job, begin, told), daemon=True) for _, told in pipes]
+    for process, (_, told) in zip(crew, pipes, strict=True):
+        process.start()
+        told.close()
+    begin.wait()
+    print("READY", flush=True)
+    sys.stdin.readline()
+    begin.wait()
+    print(json.dumps([heard.recv() for heard, _ in pipes]), flush=True)
 
 
 if __name__ == "__main__":
