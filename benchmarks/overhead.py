@@ -17,26 +17,24 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import workload
+from fake_objective import EPOCHS, SPACE, STARTUP, rising
 from measure import HERE, Absent, Column, Rounds, Thunk, Values, child, finish, interleave, parser
 from postgres import server
 
-from xray_opt.config import Config, Parameter, SamplerConfig, StudyConfig, Workspace, override
+from xray_opt.config import Config, SamplerConfig, StudyConfig, Workspace, override
 from xray_opt.tuning import Outcome, TrialContext, open_study
+from xray_opt.tuning.records import OWNER
 
-EPOCHS, SEED = 10, 0
-RATE, DECAY = "optimizer.learning_rate", "optimizer.weight_decay"
-SPACE = (
-    Parameter(RATE, "float", low=1e-5, high=1e-1, log=True),
-    Parameter(DECAY, "float", low=1e-4, high=1e-1, log=True),
-)
-STARTUP = 8
+SEED = 0
+#: A worker that cannot be looked at from here.
+ELSEWHERE = {"host": "elsewhere", "sight": "elsewhere", "pid": 1, "started": "tick 1"}
 
 
 def main() -> None:
@@ -129,52 +127,56 @@ class Plain:
 
 
 class Ours:
-    """The loop behind ``tune``."""
+    """The loop behind ``tune``; ``database`` is what lies behind a proxy, ``running`` trials are other hosts'."""
 
-    def __init__(self, url: str, at: int, folder: Path, trials: int) -> None:
+    def __init__(
+        self, url: str, at: int, folder: Path, trials: int, database: str | None = None, running: int = 0
+    ) -> None:
         config = override(Config(), {"training.epochs": EPOCHS})
         sampler = SamplerConfig("tpe", startup_trials=STARTUP)
-        study = StudyConfig(f"ours-{at}", config, SPACE, seed=SEED, sampler=sampler, storage=url)
+        study = StudyConfig(f"ours-{at}-{running}", config, SPACE, seed=SEED, sampler=sampler, storage=url)
         self.open: Callable[[], Any] = partial(open_study, study, Workspace(folder), "0" * 64)
         self.open()
-        self.count = at - trials
-        self.trials = trials
-        fill(optuna.load_study(study_name=study.name, storage=url), self.count)
+        self.count, self.trials, self.running = at - trials, trials, running
+        fill(optuna.load_study(study_name=study.name, storage=database or url), self.count, running)
 
     def __call__(self) -> Values:
-        """Median seconds from one objective to the next."""
+        """Median seconds from one objective to the next (``s``), and of these outside of it (``turn_s``)."""
         begun: list[float] = []
+        ended: list[float] = []
 
         def objective(trial: TrialContext) -> Outcome:
             begun.append(time.perf_counter())
+            if len(begun) > self.trials + 1:
+                raise KeyboardInterrupt  # else it would wait for the others' trials, which never end
             for epoch in range(1, EPOCHS + 1):
                 trial.report(epoch, rising(trial.number, epoch))
+            ended.append(time.perf_counter())
             return Outcome(rising(trial.number, EPOCHS))
 
         self.count += self.trials + 1
-        self.open().tune(objective, self.count)
-        return between(begun)
+        with suppress(KeyboardInterrupt):
+            self.open().tune(objective, self.count + (self.running + 1 if self.running else 0))
+        turns = [after - before for before, after in zip(ended, begun[1 : self.trials + 1], strict=False)]
+        return between(begun[: self.trials + 1]) | {"turn_s": statistics.median(turns)}
 
 
-def fill(study: optuna.Study, trials: int) -> None:
-    """Put finished trials into the study, as if they had been run."""
+def fill(study: optuna.Study, trials: int, running: int = 0) -> None:
+    """Put finished trials into the study, as if they had been run, and some that run on another host."""
     spread = {p.name: optuna.distributions.FloatDistribution(p.low or 0.0, p.high or 1.0, log=True) for p in SPACE}
     chance = optuna.samplers.RandomSampler(seed=SEED)._rng.rng
     made = [
         optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE if number < trials else optuna.trial.TrialState.RUNNING,
             params={name: float(kind.low * (kind.high / kind.low) ** chance.rand()) for name, kind in spread.items()},
             distributions=dict(spread),
-            value=rising(number, EPOCHS),
+            value=rising(number, EPOCHS) if number < trials else None,
             intermediate_values={epoch: rising(number, epoch) for epoch in range(1, EPOCHS + 1)},
+            user_attrs={} if number < trials else {OWNER: ELSEWHERE | {"worker": str(number)}},
         )
-        for number in range(trials)
+        for number in range(trials + running)
     ]
     study.add_trials(made)
-
-
-def rising(number: int, epoch: int) -> float:
-    """Every trial beats the ones before, so none is pruned."""
-    return number + epoch / (2 * EPOCHS)
 
 
 def between(begun: list[float]) -> Values:

@@ -26,8 +26,9 @@ def server() -> Iterator[str]:
     which = shutil.which("initdb")
     if not found and not which:
         raise Absent("no PostgreSQL here")
-    if not importlib.util.find_spec("psycopg2"):
-        raise Absent("not installed: psycopg2")
+    driver = next((name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)), None)
+    if driver is None:
+        raise Absent("not installed: psycopg")
     binaries = found[-1].parent if found else Path(str(which)).parent
     folder = Path(tempfile.mkdtemp(prefix="xray-pg-"))  # short: a socket's path has at most 107 characters
     user = _other_user()
@@ -39,7 +40,7 @@ def server() -> Iterator[str]:
         options = f"-c listen_addresses='' -k {folder}"
         _run([binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start"], folder, user)
         try:
-            yield f"postgresql+psycopg2://bench@/postgres?host={folder}"
+            yield f"postgresql+{driver}://bench@/postgres?host={folder}"
         finally:
             _run([binaries / "pg_ctl", "-D", data, "-w", "-m", "fast", "stop"], folder, user)
     finally:

@@ -40,6 +40,7 @@ DOORS = {
     "rich": {"cli"},
     "peft": {"adapter"},
     "matplotlib": {"report"},
+    "grpc": {"tuning"},
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
 }

@@ -19,7 +19,7 @@ from xray_opt.metrics import Cases
 from xray_opt.mlflow_client import connect
 from xray_opt.phantom import make_phantoms
 from xray_opt.tuning import read_study, storage_url
-from xray_opt.tuning.storage import sole_lock
+from xray_opt.tuning.locks import sole_lock
 
 STUDY = LUCKY.replace("name: lucky", "name: duel")
 COMMAND = ("baseline", "--study", "duel", "--data", "more", "--seeds", "2", "--rates", "2")

@@ -19,7 +19,7 @@ from xray_opt.backbone import random_base, resolve_device, resolve_precision
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-POSTGRES = any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and importlib.util.find_spec("psycopg2")
+POSTGRES = any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and importlib.util.find_spec("psycopg")
 
 
 @pytest.fixture
@@ -194,6 +194,21 @@ def test_tracking_is_measured_straight_and_while_mlflow_is_away(tmp_path):
 
 
 @pytest.mark.slow
+def test_throughput_is_measured_on_every_storage_that_is_there(tmp_path):
+    output, sections = toy("throughput.py", tmp_path)
+    for name in ("PostgreSQL", "gRPC", "SQLite"):
+        if name == "SQLite" or (POSTGRES and (name == "PostgreSQL" or importlib.util.find_spec("grpc"))):
+            (values,) = sections["workers"]["samples"][f"{name}, 2 workers"]
+            assert 0 < values["whole"] <= values["steady"] <= 1
+            assert ("transactions" in values) == (name != "SQLite")
+            assert sections["loop"]["samples"][f"{name}, trial 16"][0]["s"] > 0
+        else:
+            assert name in sections["workers"]["absent"]
+    if POSTGRES:
+        assert "transactions/s" in line(output, "PostgreSQL, 2 workers".ljust(34) + " " * 4)
+
+
+@pytest.mark.slow
 def test_overhead_is_measured_on_both_storages_or_the_missing_one_is_named(tmp_path):
     output, sections = toy("overhead.py", tmp_path)
     names = set(sections["loop"]["samples"])
@@ -202,7 +217,7 @@ def test_overhead_is_measured_on_both_storages_or_the_missing_one_is_named(tmp_p
         assert "ours, PostgreSQL, trial 16" in names
     else:
         assert "PostgreSQL" in sections["loop"]["absent"]
-        assert "psycopg2" in line(output, "PostgreSQL") or "no PostgreSQL here" in line(output, "PostgreSQL")
+        assert "psycopg" in line(output, "PostgreSQL") or "no PostgreSQL here" in line(output, "PostgreSQL")
     assert sections["product"]["samples"]["tune, with MLflow on SQLite"][0]["rest_s"] > 0
 
 

@@ -18,7 +18,7 @@ from xray_opt.intervals import Gain, Patients
 from xray_opt.mlflow_client import connect
 from xray_opt.phantom import make_phantoms
 from xray_opt.tuning import read_study, storage_url
-from xray_opt.tuning.storage import sole_lock
+from xray_opt.tuning.locks import sole_lock
 
 #: A loss that weighs pneumonia learns to call it, one that hardly weighs it never does: a good and a bad setting that
 #: one epoch tells apart. Enough validation patients for an interval.

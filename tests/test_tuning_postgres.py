@@ -19,7 +19,8 @@ from postgres_server import postgres
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study, storage_patience
-from xray_opt.tuning.storage import open_storage, sole_lock, study_lock
+from xray_opt.tuning.locks import sole_lock, study_lock
+from xray_opt.tuning.storage import open_storage
 
 NUMBERS = itertools.count()
 pytestmark = pytest.mark.slow

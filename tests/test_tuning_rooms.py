@@ -27,7 +27,8 @@ from xray_opt.tuning.pruners import pruner_for
 from xray_opt.tuning.rules import first_difference
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
-from xray_opt.tuning.storage import masked, open_storage
+from xray_opt.tuning.storage import open_storage
+from xray_opt.tuning.urls import masked
 
 SPACE = (
     Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from xray_opt.config import TrackingConfig, Workspace
-from xray_opt.errors import XrayError
+from xray_opt.errors import ConfigError, XrayError
 from xray_opt.mlflow_client import connect
-from xray_opt.tuning import list_studies, storage_url
+from xray_opt.tuning import is_proxy, list_studies, storage_url
 
 HOST = "127.0.0.1"
 #: Seconds that a server may take to answer; MLflow imports much.
@@ -40,10 +40,13 @@ def serve_interfaces(
         uri: tracking URI of MLflow; none means the default.
 
     Raises:
+        ConfigError: the storage is a proxy.
         XrayError: a port is taken, or a server ended or did not answer; the line says which.
     """
     if mlflow_port == dashboard_port:
         raise XrayError(f"both interfaces cannot use port {mlflow_port}: each owns / and /api; give two ports")
+    if is_proxy(storage_url(workspace, storage)):
+        raise ConfigError("optuna-dashboard cannot read through a proxy: name the database behind it with --storage")
     require_free(mlflow_port, "--mlflow-port")
     require_free(dashboard_port, "--dashboard-port")
     connection = connect(TrackingConfig(uri=uri), workspace)

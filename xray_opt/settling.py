@@ -5,7 +5,6 @@ Safe to repeat and to do from several workers: one settles at a time, and each f
 
 from __future__ import annotations
 
-import fcntl
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +19,13 @@ from PIL import Image
 from xray_opt import registry
 from xray_opt.backbone import Base
 from xray_opt.config import Config, flatten
-from xray_opt.errors import StoreAway, StudyError, TrackingError
+from xray_opt.errors import StoreAway, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.tracking import WAITING, RankedTrial, Tracking, TrialEnd
 from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
-from xray_opt.tuning.storage import open_storage, reachable, sqlite_file, study_lock
+from xray_opt.tuning.locks import study_lock
+from xray_opt.tuning.storage import open_storage, reachable
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -158,17 +158,7 @@ def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
 def one_at_a_time(url: str, study: str) -> Iterator[None]:
     """Hold the lock under which a study is settled; a dead holder's lock is free. It is not the one of claiming trials:
     that must not wait for uploads."""
-    file = sqlite_file(url) if url.startswith("sqlite") else None
-    if file is None:
-        with reachable(url), study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
-            yield
-        return
-    try:
-        handle = file.with_name(f"{file.name}.settle.lock").open("w")
-    except OSError as error:
-        raise StudyError(f"cannot write to {file.parent}: {error.strerror}; nothing is lost, run it again") from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with reachable(url), study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
         yield
 
 

@@ -173,7 +173,8 @@ def open_url(url):
     """A storage is made where it says, or it is refused; its password is never shown."""
     import optuna
 
-    from xray_opt.tuning.storage import masked, open_storage, sqlite_file, storage_digest
+    from xray_opt.tuning.storage import open_storage, storage_digest
+    from xray_opt.tuning.urls import masked, sqlite_file
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "bad.db").write_bytes(b"no database" * 100)

@@ -36,6 +36,7 @@ COMMANDS = {
     "weights": "models",
     "base": "base",
     "study": "study",
+    "storage": "storage",
     "data": "data",
     "sync": "sync",
     "gc": "upkeep",

@@ -18,8 +18,9 @@ from xray_opt.tuning.library import (
 from xray_opt.tuning.probing import StorageFacts, probe_storage
 from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
 from xray_opt.tuning.rules import IDENTITY
-from xray_opt.tuning.storage import storage_digest, storage_patience, storage_url
+from xray_opt.tuning.storage import storage_digest, storage_patience
 from xray_opt.tuning.study import OpenStudy, existing_study, open_study
+from xray_opt.tuning.urls import is_proxy, storage_url
 
 __all__ = [
     "IDENTITY",
@@ -40,6 +41,7 @@ __all__ = [
     "delete_study",
     "existing_study",
     "importances",
+    "is_proxy",
     "list_studies",
     "open_study",
     "probe_storage",

@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.errors import StudyError
+from xray_opt.tuning.locks import Storage, study_lock
 from xray_opt.tuning.pages import PAGE, trial_page
 from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING
-from xray_opt.tuning.storage import masked, open_storage, reachable, storage_digest, study_lock
+from xray_opt.tuning.storage import open_storage, reachable, storage_digest
+from xray_opt.tuning.urls import masked
 
 #: User attribute of a trial: the id of its MLflow run.
 RUN = "mlflow_run"
@@ -34,7 +36,7 @@ class StudyCopy:
         done: whether all of it is there, copied before or because it came from there; nothing is written any more.
     """
 
-    def __init__(self, name: str, source: RDBStorage, target: RDBStorage) -> None:
+    def __init__(self, name: str, source: Storage, target: Storage) -> None:
         self.name = name
         self._source, self._target = source, target
         self._from = _study_id(source, name)
@@ -134,7 +136,7 @@ def copying(name: str, source_url: str, target_url: str) -> Iterator[StudyCopy]:
 
 
 def _begin(
-    name: str, identity: str, directions: Sequence[optuna.study.StudyDirection], target: RDBStorage, url: str
+    name: str, identity: str, directions: Sequence[optuna.study.StudyDirection], target: BaseStorage, url: str
 ) -> None:
     """Make and mark the target's study, or make sure that it is a copy of the source's."""
     try:
@@ -200,9 +202,9 @@ def _moved(notes: Mapping[str, Any], runs: Mapping[str, str]) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _trials(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
+def _trials(storage: BaseStorage, study_id: int) -> list[FrozenTrial]:
     return sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda trial: trial.number)
 
 
-def _study_id(storage: RDBStorage, name: str) -> int:
+def _study_id(storage: BaseStorage, name: str) -> int:
     return storage.get_study_id_from_name(name)

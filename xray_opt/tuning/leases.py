@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from xray_opt.tuning.owners import is_dead, is_elsewhere
@@ -33,7 +33,7 @@ class Lease:
 
 
 @contextmanager
-def beating(storage: RDBStorage, trial_id: int, every: float) -> Iterator[None]:
+def beating(storage: BaseStorage, trial_id: int, every: float) -> Iterator[None]:
     """Give signs of life for a trial until the block is left; never in the way of what happens inside."""
     over = threading.Event()
     arguments = (storage, trial_id, every, over)
@@ -44,7 +44,7 @@ def beating(storage: RDBStorage, trial_id: int, every: float) -> Iterator[None]:
         over.set()
 
 
-def _beat(storage: RDBStorage, trial_id: int, every: float, over: threading.Event) -> None:
+def _beat(storage: BaseStorage, trial_id: int, every: float, over: threading.Event) -> None:
     for count in itertools.count(1):
         if over.wait(every):
             return

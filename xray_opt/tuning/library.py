@@ -14,10 +14,12 @@ import optuna
 
 from xray_opt.config import Workspace
 from xray_opt.errors import StudyError
+from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.reaping import running
 from xray_opt.tuning.records import OWNER, StudyRecord, study_record
-from xray_opt.tuning.storage import database_of, masked, open_storage, reachable, storage_url, study_lock
+from xray_opt.tuning.storage import database_of, open_storage, reachable
+from xray_opt.tuning.urls import masked, storage_url
 
 #: Importances of fewer complete trials say nothing.
 LEAST_FOR_IMPORTANCE = 4

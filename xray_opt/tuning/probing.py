@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
 from xray_opt.errors import ConfigError, StudyError
-from xray_opt.tuning.storage import masked, reachable, sqlite_file
+from xray_opt.tuning.storage import open_storage, reachable
+from xray_opt.tuning.urls import is_proxy, masked, sqlite_file
 
 #: Seconds for a connection.
 PATIENCE = 5
@@ -28,7 +30,7 @@ class StorageFacts:
         version: of the database; none where there is no file yet.
         made: whether Optuna's tables are there.
         seconds: from a new connection to its first answer.
-        skew: seconds that its clock is ahead of ours, none for a file.
+        skew: seconds that its clock is ahead of ours, none for a file and for a proxy.
     """
 
     shown: str
@@ -42,14 +44,18 @@ def probe_storage(url: str) -> StorageFacts:
     """Connect, ask for version and time, compare the tables with this Optuna's.
 
     Raises:
-        ConfigError: not a URL of SQLite or PostgreSQL, or its driver is missing.
+        ConfigError: not a URL of SQLite, PostgreSQL or a proxy, or its driver is missing.
         StudyError: it does not answer, refuses the login, may not be written, or is of another Optuna version.
     """
     shown = masked(url)
+    if is_proxy(url):
+        began = time.monotonic()
+        open_storage(url)
+        return StorageFacts(shown, f"a proxy with Optuna {optuna.__version__}", True, time.monotonic() - began, None)
     try:
         backend = sqlalchemy.make_url(url).get_backend_name()
         if backend not in ("sqlite", "postgresql"):
-            raise ConfigError(f"storage {shown}: only sqlite and postgresql are supported")
+            raise ConfigError(f"storage {shown}: only sqlite and postgresql are supported, and grpc for a proxy")
         if backend == "sqlite":
             return _file(url, shown)
         with reachable(url):

@@ -10,7 +10,7 @@ seen under the lock, belongs to a worker that died in between.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -125,19 +125,26 @@ def requeue(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
     Looks at what the storage holds, not at what was just reaped: a kill between FAIL and the new trial loses nothing.
     ``lost`` is told of each interrupted one before: its worker may not have been able to close what it left open.
     """
-    trials = study.get_trials(deepcopy=False)
-    taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-    for trial in trials:
-        params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        if not params or trial.number in taken or not is_retried(trial):
-            continue
+    for trial in to_retry(study.get_trials(deepcopy=False)):
         if trial.user_attrs[REASON] == "interrupted":
             lost(record_of(trial))
         origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
         attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: _retries(trial)}
         if KNOWN_GOOD in trial.user_attrs:
             attrs[KNOWN_GOOD] = trial.user_attrs[KNOWN_GOOD]
-        study.enqueue_trial(params, user_attrs=attrs)
+        study.enqueue_trial(_asked(trial) | trial.params, user_attrs=attrs)
+
+
+def to_retry(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The lost and interrupted trials that no other one resumes yet; one that never got any params needs no retry."""
+    taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    retried = [trial for trial in trials if is_retried(trial) and trial.number not in taken]
+    return [trial for trial in retried if trial.params or _asked(trial)]
+
+
+def _asked(trial: FrozenTrial) -> dict[str, Any]:
+    """The params that a trial was queued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def _retries(trial: FrozenTrial) -> int:

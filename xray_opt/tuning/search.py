@@ -29,8 +29,9 @@ from xray_opt.errors import (
 )
 from xray_opt.tuning.leases import Lease, Watch, beating
 from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
+from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import at_work, this_worker
-from xray_opt.tuning.reaping import Ending, end, end_own, failed, reap, requeue, running
+from xray_opt.tuning.reaping import Ending, end, end_own, failed, reap, requeue, to_retry
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     OWNER,
@@ -48,7 +49,7 @@ from xray_opt.tuning.records import (
 from xray_opt.tuning.rules import IDENTITY, deleted
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
-from xray_opt.tuning.storage import PATIENCE, Patience, database_of, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, database_of
 
 #: Seconds between two looks while other workers hold the last trials.
 POLL = 1.0
@@ -108,12 +109,7 @@ class Search:
         """A trial to run, or why to stop; neither: other workers hold the last ones, or may have died with one."""
         with self._lock():
             self._require_study()
-            # A claim may have been stored although the storage failed right after: this worker does not run it.
-            end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
-            self.watch.look(running(self.study))
-            reap(self.study, self._note_lost, self.watch.is_dead)
-            requeue(self.study, self._note_lost)
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self._tidied()
             held = [trial for trial in trials if trial.state == TrialState.RUNNING]
             unsure = [trial for trial in held if self.watch.is_unsure(trial)]
             over = _counted(trials)
@@ -123,9 +119,29 @@ class Search:
                 stopped = "done" if over >= total else "timeout" if late else ""
                 self._say_waiting(unsure if stopped else held)
                 return None, "" if unsure else stopped
+            # Each trial is drawn by a sampler of its own, later; this one draws nothing and reads nothing.
+            self.study.sampler = optuna.samplers.RandomSampler(seed=0)
             trial = self.study.ask()
             trial.set_user_attr(OWNER, this_worker(self.worker) | {"crew": self.crew and self.crew.name})
             return trial, ""
+
+    def _tidied(self) -> list[FrozenTrial]:
+        """All trials, after what dead workers left was ended and queued again; call under the lock.
+
+        A listing costs milliseconds, and more with every trial that runs, while the other workers wait: where nothing
+        is to be done there is one.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        held = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        self.watch.look(held)
+        own = any((trial.user_attrs.get(OWNER) or {}).get("worker") == self.worker for trial in held)
+        if not own and not any(map(self.watch.is_dead, held)) and not to_retry(trials):
+            return trials
+        # A claim may have been stored although the storage failed right after: this worker does not run it.
+        end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
+        reap(self.study, self._note_lost, self.watch.is_dead)
+        requeue(self.study, self._note_lost)
+        return self.study.get_trials(deepcopy=False)
 
     def _note_lost(self, record: TrialRecord) -> None:
         self.untold[record.number] = record

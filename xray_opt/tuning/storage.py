@@ -1,29 +1,35 @@
-"""Where studies are kept, and the lock under which trials are counted and claimed."""
+"""Opens the places where studies are kept, and waits for them when they are away."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
 from xray_opt.config import StudyConfig, Workspace
-from xray_opt.errors import ConfigError, StudyError, one_line, shortened
+from xray_opt.errors import ConfigError, StudyError, one_line
+from xray_opt.tuning.locks import Storage, advisory_lock, file_lock, one_connection, sole_lock
+from xray_opt.tuning.urls import is_proxy, masked, parsed, sqlite_file, storage_url
+
+if TYPE_CHECKING:
+    from xray_opt.tuning.proxy import ProxiedStorage
 
 #: Seconds that a writer waits for another one; SQLite's default of 5 loses workers.
 BUSY = 60
 #: Seconds that a worker waits for a storage that is away before it gives up.
 PATIENCE = 60.0
+#: The lock under which tables are made: two workers at once would trip over each other. For SQLite the studies' own.
+TABLES = {"sqlite": "tables", "postgresql": ":tables"}
+
+#: Connections to a server are tried before use, and there is one for every thread that asks.
+SERVER = {"pool_pre_ping": True, "max_overflow": -1}
 
 T = TypeVar("T")
 
@@ -32,70 +38,66 @@ class StorageAway(StudyError):
     """The storage does not answer, or did not come back in time; a running trial is resumed by the next start."""
 
 
-def storage_url(workspace: Workspace, storage: str | None = None) -> str:
-    """``storage`` (a study file's), else ``XRAY_OPT_STORAGE``, else the embedded SQLite file of the workspace.
-
-    A PostgreSQL URL without a driver gets psycopg's, which the extra ``postgres`` brings.
-    """
-    url = storage or os.environ.get("XRAY_OPT_STORAGE") or f"sqlite:///{workspace.study_database}"
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-
-
 def storage_digest(url: str) -> str:
     """Which storage this is, without its secrets: 16 hex digits of a SHA-256 over kind, place and database.
 
-    User, password, driver and options do not count; a SQLite file counts by its resolved path.
+    User, password, driver and options do not count; a SQLite file counts by its resolved path; a proxy gives the digest
+    of what is behind it.
 
     Raises:
         ConfigError: not a URL.
+        StudyError: the proxy does not answer.
     """
-    parsed = _parsed(url)
+    parts = parsed(url)
     place: tuple[object, ...]
-    if parsed.get_backend_name() == "sqlite":
+    if is_proxy(url):
+        return _proxy(url).about().digest
+    if parts.get_backend_name() == "sqlite":
         place = (sqlite_file(url),)
     else:
         # A socket's folder stands among the options; it is a place all the same.
-        host, port = (parsed.query.get(key) for key in ("host", "port"))
-        place = (host or (parsed.host or "").lower(), port or parsed.port or 5432, parsed.database)
-    return hashlib.sha256("\0".join(map(str, (parsed.get_backend_name(), *place))).encode()).hexdigest()[:16]
+        host, port = (parts.query.get(key) for key in ("host", "port"))
+        place = (host or (parts.host or "").lower(), port or parts.port or 5432, parts.database)
+    return hashlib.sha256("\0".join(map(str, (parts.get_backend_name(), *place))).encode()).hexdigest()[:16]
 
 
-def _parsed(url: str) -> sqlalchemy.URL:
-    try:
-        if "\0" in url:
-            raise ValueError("no place has such a name")
-        return sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise ConfigError("the storage must be a URL such as sqlite:///studies/optuna.db") from error
-
-
-def masked(url: str) -> str:
-    """The URL without its password, be it before the host or among the options."""
-    try:
-        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return "the storage URL"
-    return shortened(re.sub(r"(?i)(password(?:=|%3D))[^&]*", r"\1***", shown), 120)
-
-
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str) -> Storage:
     """Connect to a storage, made where it does not exist.
+
+    Raises:
+        ConfigError: not a URL of SQLite, PostgreSQL or a proxy.
+        StudyError: it cannot be reached.
+    """
+    return _proxy(url) if parsed(url) and is_proxy(url) else open_database(url)
+
+
+def _proxy(url: str) -> ProxiedStorage:
+    from xray_opt.tuning.proxy import ProxiedStorage
+
+    storage = ProxiedStorage(url)
+    with reachable(url):
+        storage.about()
+    return storage
+
+
+def open_database(url: str) -> RDBStorage:
+    """Connect to a database itself, made where it does not exist.
 
     Raises:
         ConfigError: not a URL of SQLite or PostgreSQL.
         StudyError: it cannot be reached.
     """
-    backend = _parsed(url).get_backend_name()
+    backend = parsed(url).get_backend_name()
     if backend not in ("sqlite", "postgresql"):
-        raise ConfigError(f"storage {masked(url)}: only sqlite and postgresql are supported")
-    options = {"connect_args": {"timeout": BUSY}} if backend == "sqlite" else {"pool_pre_ping": True}
+        raise ConfigError(f"storage {masked(url)}: only sqlite and postgresql are supported, and grpc for a proxy")
+    options = {"connect_args": {"timeout": BUSY}} if backend == "sqlite" else SERVER
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with reachable(url):
         try:
             if backend == "sqlite" and (file := sqlite_file(url)):
                 file.parent.mkdir(parents=True, exist_ok=True)
-            # Two workers that make the tables at once would trip over each other. No study has a colon in its name.
-            with _file_lock(url) if backend == "sqlite" else _advisory_lock(_one_connection(url), ":tables"):
+            name = TABLES[backend]
+            with file_lock(url, name) if backend == "sqlite" else advisory_lock(one_connection(url), name):
                 return RDBStorage(url, engine_kwargs=options)
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise ConfigError(
@@ -156,46 +158,6 @@ def reachable(url: str) -> Iterator[None]:
         ) from error
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; none for one in memory."""
-    database = sqlalchemy.make_url(url).database
-    return Path(database).resolve() if database and database != ":memory:" else None
-
-
-@contextmanager
-def study_lock(storage: RDBStorage, study: str) -> Iterator[None]:
-    """Hold the lock of the study named so: count and claim are one step for all workers, a dead holder's lock is free.
-
-    SQLite: a lock file beside the database. PostgreSQL: an advisory lock on a connection of its own.
-    """
-    with _file_lock(storage.url) if storage.url.startswith("sqlite") else _advisory_lock(storage.engine, study):
-        yield
-
-
-@contextmanager
-def sole_lock(url: str, name: str) -> Iterator[bool]:
-    """Hold a lock, named with a colon, for a long time without waiting for it: whether it is held.
-
-    A dead holder's lock is free.
-
-    SQLite: a lock file beside the database. PostgreSQL: an advisory lock of a connection, without a transaction.
-
-    Raises:
-        StudyError: the storage cannot be locked.
-    """
-    if url.startswith("sqlite"):
-        file = sqlite_file(url)
-        if file is None:
-            yield True
-            return
-        with _lock_file(file, url, name.replace(":", ".")) as handle:
-            yield _held(handle, url)
-        return
-    with _one_connection(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
-        yield bool(connection.execute(query, {"key": _key(name)}).scalar())
-
-
 @contextmanager
 def one_call(workspace: Workspace, study: StudyConfig, what: str, doing: str) -> Iterator[None]:
     """One call of a kind (``what``) a study over all machines that share its storage; the hold dies with the process.
@@ -213,53 +175,7 @@ def one_call(workspace: Workspace, study: StudyConfig, what: str, doing: str) ->
         yield
 
 
-def _held(handle: IO[str], url: str) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
-    return True
-
-
-def _key(name: str) -> int:
-    """Number of an advisory lock."""
-    return int.from_bytes(hashlib.sha256(f"xray-opt:{name}".encode()).digest()[:8], "big", signed=True)
-
-
-def database_of(study: optuna.Study) -> RDBStorage:
-    """The database behind Optuna's cache in front of it."""
-    backend: RDBStorage = getattr(study._storage, "_backend")  # noqa: B009
+def database_of(study: optuna.Study) -> Storage:
+    """The storage itself, behind Optuna's cache in front of a database."""
+    backend: Storage = getattr(study._storage, "_backend", None) or study._storage  # type: ignore[assignment]
     return backend
-
-
-@contextmanager
-def _file_lock(url: str) -> Iterator[None]:
-    file = sqlite_file(url)
-    if file is None:
-        yield
-        return
-    with _lock_file(file, url) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _lock_file(database: Path, url: str, mark: str = "") -> IO[str]:
-    """The file beside a SQLite database that is locked in its place."""
-    try:
-        return database.with_name(f"{database.name}{mark}.lock").open("w")
-    except OSError as error:
-        raise StudyError(f"storage {masked(url)} cannot be locked: {error}") from error
-
-
-@contextmanager
-def _advisory_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
-    with engine.connect() as connection, connection.begin():
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(name)})
-        yield
-
-
-def _one_connection(url: str) -> sqlalchemy.Engine:
-    """An engine whose connections are closed when they are done."""
-    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)

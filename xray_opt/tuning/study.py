@@ -14,6 +14,7 @@ from xray_opt import __version__
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import StudyError
 from xray_opt.tuning.leases import Lease
+from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.pages import trial_page
 from xray_opt.tuning.pruners import pruner_for
@@ -30,7 +31,8 @@ from xray_opt.tuning.records import (
 )
 from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
 from xray_opt.tuning.search import Search
-from xray_opt.tuning.storage import PATIENCE, Patience, masked, open_storage, reachable, storage_url, study_lock
+from xray_opt.tuning.storage import PATIENCE, Patience, open_storage, reachable
+from xray_opt.tuning.urls import masked, storage_url
 
 T = TypeVar("T")
 Say = Callable[[str], None]

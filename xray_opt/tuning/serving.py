@@ -1,0 +1,219 @@
+"""``xray-opt storage serve``: one process in front of a database, for more workers than it has connections.
+
+It answers Optuna's own gRPC calls, hands out the locks of the database behind it, and reaps: Optuna's proxy knows no
+heartbeat, and where all workers of a study died at once nobody else would find their trials. There is no login and no
+TLS: for trusted networks only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+
+from xray_opt.errors import ConfigError, StudyError, one_line
+from xray_opt.tuning.leases import Lease
+from xray_opt.tuning.locks import sole_lock, study_lock
+from xray_opt.tuning.proxy import ALIVE, PORT, SERVICE, TOKEN, grpc
+from xray_opt.tuning.reaper import Reaper
+from xray_opt.tuning.storage import open_database, storage_digest
+from xray_opt.tuning.urls import is_proxy, masked
+
+#: Calls that are answered at the same time; the others wait their turn.
+THREADS = 12
+#: Locks of different names that are waited for at the same time in the database.
+LOCKS = 32
+#: Seconds that running calls have when the proxy is stopped.
+GRACE = 5.0
+LOCAL = ("127.0.0.1", "localhost", "::1")
+OPTIONS = (
+    *ALIVE,
+    ("grpc.so_reuseport", 0),  # a second proxy on the port must be told
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
+
+T = TypeVar("T")
+
+
+def serve(
+    url: str,
+    host: str = LOCAL[0],
+    port: int = PORT,
+    say: Callable[[str], None] = lambda line: None,
+    lease: Lease = Lease(),
+) -> None:
+    """Serve the database until SIGINT or SIGTERM.
+
+    Args:
+        port: 0 takes a free one, and says which.
+        say: told where it listens, and what it reaps.
+        lease: how long a running trial without a sign of life is waited for.
+
+    Raises:
+        ConfigError: it is no URL of a database.
+        StudyError: the storage cannot be opened, or the port cannot be had.
+        KeyboardInterrupt: after the running calls were answered.
+    """
+    if is_proxy(url):
+        raise ConfigError(f"{masked(url)} is a proxy itself: name the database behind it with --storage")
+    database = open_database(url)
+    asyncio.run(_serve(database, host, port, say, lease))
+    raise KeyboardInterrupt
+
+
+async def _serve(database: RDBStorage, host: str, port: int, say: Callable[[str], None], lease: Lease) -> None:
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    locks = Locks(database)
+    server = grpc.aio.server(ThreadPoolExecutor(THREADS), interceptors=(_Gate(locks),), options=OPTIONS)
+    # Not above: without grpcio the line of ``proxy`` must come first.
+    from optuna.storages._grpc.auto_generated.api_pb2_grpc import add_StorageServiceServicer_to_server
+    from optuna.storages._grpc.servicer import OptunaStorageProxyService
+
+    add_StorageServiceServicer_to_server(OptunaStorageProxyService(_Cached(database)), server)  # type: ignore[no-untyped-call]
+    about = json.dumps({"digest": storage_digest(database.url), "optuna": optuna.__version__}).encode()
+    ours = {
+        "About": grpc.unary_unary_rpc_method_handler(lambda request, context: about),
+        "Hold": grpc.stream_stream_rpc_method_handler(locks.hold),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, ours),))
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        bound = server.add_insecure_port(f"{shown}:{port}")
+    except RuntimeError as error:
+        raise StudyError(f"cannot listen on {shown}:{port} (is it taken?); choose another --port or --host") from error
+    await server.start()
+    reaping = asyncio.create_task(_reap(Reaper(database, lease, say), locks, lease, say))
+    if host not in LOCAL:
+        say(f"WARNING: {shown} can be reached from outside, without login or encryption: for trusted networks only")
+    say(f"{masked(database.url)} is served at grpc://{shown}:{bound}; Ctrl-C ends that")
+    await stopped.wait()
+    reaping.cancel()
+    await server.stop(GRACE)
+
+
+class Locks:
+    """The locks of a database, each given to one client after the other in the order in which they asked.
+
+    A waiting client costs neither a thread nor a connection; only the first of each line waits in the database, where
+    other proxies, and workers without one, may hold the same lock.
+    """
+
+    def __init__(self, database: RDBStorage) -> None:
+        self._database = database
+        self._lines: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._threads = ThreadPoolExecutor(LOCKS)
+        self.tokens: set[str] = set()
+
+    async def hold(self, asked: AsyncIterator[bytes], context: Any) -> None:
+        """Answer a client with a token when it has the lock, with nothing if it is taken; it ends with the call."""
+        try:
+            wanted = json.loads(await anext(asked))
+            async with self.held(wanted["name"], wanted["wait"]) as token:
+                await context.write(token.encode())
+                async for _ in asked:
+                    pass
+        except FAULTS as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, one_line(error.__cause__ or error, 200))
+        except StudyError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    @asynccontextmanager
+    async def held(self, name: str, wait: bool = True) -> AsyncIterator[str]:
+        """Hold a lock here and in the database; gives its token, an empty one where it is not held."""
+        line = self._lines[name]
+        if not wait and line.locked():
+            yield ""
+            return
+        async with line:
+            lock = study_lock(self._database, name) if wait else sole_lock(self._database.url, name)
+            stack, token = ExitStack(), uuid.uuid4().hex
+            entered = asyncio.ensure_future(self._run(partial(stack.enter_context, lock)))
+            try:
+                if await asyncio.shield(entered) is False:
+                    token = ""
+                else:
+                    self.tokens.add(token)
+                yield token
+            finally:
+                self.tokens.discard(token)
+                await asyncio.shield(asyncio.ensure_future(self._leave(entered, stack)))
+
+    async def _leave(self, entered: asyncio.Future[Any], stack: ExitStack) -> None:
+        """A client that is gone may still be waiting in the database: what it gets there is given back."""
+        with suppress(*FAULTS, StudyError):
+            await entered
+        await self._run(stack.close)
+
+    async def _run(self, action: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+
+class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls under a lock that is not held any more; a fault of the database is one line, no traceback."""
+
+    def __init__(self, locks: Locks) -> None:
+        self._locks = locks
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """The handler of a call, with the checks around it."""
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        token = dict(details.invocation_metadata or ()).get(TOKEN)
+
+        def answer(request: Any, context: Any) -> Any:
+            if token and token not in self._locks.tokens:
+                context.abort(grpc.StatusCode.ABORTED, "the lock was lost")
+            try:
+                return handler.unary_unary(request, context)
+            except FAULTS as error:
+                context.abort(grpc.StatusCode.UNAVAILABLE, one_line(error.__cause__ or error, 200))
+
+        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+
+class _Cached(_CachedStorage):
+    """Optuna's cache; one that was started anew does not know the trials that it has not listed yet."""
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """See Optuna's storages."""
+        try:
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        except KeyError:
+            self._backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+
+async def _reap(reaper: Reaper, locks: Locks, lease: Lease, say: Callable[[str], None]) -> None:
+    loop, failing = asyncio.get_running_loop(), False
+    while True:
+        try:
+            for name in await loop.run_in_executor(None, reaper.suspects):
+                async with locks.held(name):
+                    await loop.run_in_executor(None, reaper.reap, name)
+            failing = False
+        except (*FAULTS, StudyError) as error:
+            if not failing:
+                say(f"cannot look for lost workers ({one_line(error.__cause__ or error, 200)}); trying again")
+            failing = True
+        await asyncio.sleep(lease.every)
