@@ -26,7 +26,7 @@ ROWS = (
     ("leaderboard", "places", "kept_base", "overlap"),
     ("settling", "report"),
     ("workers", "single", "scoring", "upkeep", "interfaces", "migrate", "doctor"),
-    ("launchers", "finalize", "confirm", "base_export"),
+    ("launchers", "finalize", "confirm", "base_export", "export", "serving"),
     ("baseline", "reproduce", "reporting"),
     ("api", "cli"),
 )
@@ -35,13 +35,14 @@ ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "optuna": {"tuning"},
     "optuna_dashboard": {"tuning"},
-    "mlflow": {"mlflow_client", "tracking", "registry", "served_model"},
+    "mlflow": {"mlflow_client", "tracking", "registry", "served_model", "serving"},
     "click": {"cli"},
     "rich": {"cli"},
     "peft": {"adapter"},
     "matplotlib": {"report"},
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
+    "onnxruntime": {"export"},
 }
 #: Rooms that must stay light: they import no torch.
 WITHOUT_TORCH = {
