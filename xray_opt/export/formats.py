@@ -96,7 +96,7 @@ def _write_weights(network: FilmNetwork, facts: Mapping[str, str]) -> bytes:
 
 
 def _in_order(content: bytes, facts: Mapping[str, str]) -> bytes:
-    """A safetensors file with facts in its header, in their order: the library's own order differs from call to call."""
+    """A safetensors file with facts in its header, in their order: the library's own differs from call to call."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = {"__metadata__": dict(facts)} | json.loads(content[8:end])
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -67,7 +67,7 @@ class State:
     @property
     def last(self) -> Move | None:
         """The move written last."""
-        return next(reversed(self.moves.values()), None)
+        return [*self.moves.values()][-1] if self.moves else None
 
     @property
     def standing(self) -> list[str]:
