@@ -121,7 +121,7 @@ bench-gpu:
 	@touch $@
 
 lock:
-	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra postgres --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --group dev --extra dicom --extra download --extra onnx --extra postgres --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 	$(UV) pip compile pyproject.toml --extra dicom --extra download --extra grpc --extra postgres -c requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o docker/worker/requirements.lock

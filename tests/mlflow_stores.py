@@ -28,6 +28,7 @@ from xray_opt.backbone import Base, random_base
 from xray_opt.config import Config, TrackingConfig, Workspace, override
 from xray_opt.dataset import Film, Manifest
 from xray_opt.mlflow_client import Connection, connect
+from xray_opt.registry import Version
 from xray_opt.tracking import Tracking
 
 ROOT = Path(__file__).parent.parent
@@ -209,3 +210,16 @@ def finished_run(connection: Connection, folder: Path, study: str, seed: int = 0
         run.log_folder(adapter, "adapter")
         run.log_metrics({"best.f1": f1, "best.auc": 0.9})
     return run.id, adapter
+
+
+def blank_versions(connection: Connection, name: str, count: int) -> list[Version]:
+    """Versions without files: enough for what concerns aliases alone."""
+    connection.client.create_registered_model(name)
+    made = []
+    for number in range(count):
+        with Tracking.open(connection, f"{name}-{number}", {}) as tracking:
+            source = connection.client.get_run(tracking.parent_id).info.artifact_uri
+            run_id = tracking.parent_id
+        found = connection.client.create_model_version(name, source, run_id)
+        made.append(Version(name, str(found.version), run_id))
+    return made

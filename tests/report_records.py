@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+import io
+import json
+from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
+from PIL import Image
 
+from xray_opt.baseline.judging import Contender, Model, compare
+from xray_opt.baseline.record import Comparison, Row
 from xray_opt.config import LossConfig
 from xray_opt.confirm.judging import Candidate, Retrained, judge
 from xray_opt.dataset import Film
 from xray_opt.finalize import Baseline, Final
-from xray_opt.intervals import Patients, gains
+from xray_opt.intervals import Patients, gains, json_ready
 from xray_opt.leaderboard import Opening
-from xray_opt.report import Chosen, Evidence, Predictions, Split
+from xray_opt.metrics import Cases
+from xray_opt.report import Chosen, Evidence, Predictions, Split, records
+from xray_opt.robustness import MASKS, PERTURBATIONS
+from xray_opt.robustness import judge as judge_changes
 from xray_opt.scoring import film_cases, levels
 from xray_opt.tuning import StudyRecord, TrialRecord
 
@@ -106,6 +116,54 @@ def confirmed(made: list[Film]) -> dict[str, object]:
     return judge("made-up", found, labels, Patients([film.group for film in made])).to_dict()
 
 
+@cache
+def changed() -> bytes:
+    """What ``evaluate --robustness`` would record of the validation films, by its own code."""
+    made, names = films(1), (*PERTURBATIONS, *MASKS)
+    own, chance = logits(made, 3.0, 3), np.random.default_rng(6)
+    moved = own + chance.normal(size=(len(names), len(own))) * np.linspace(0.1, 1.5, len(names))[:, None]
+    probabilities = 1 / (1 + np.exp(-np.vstack([own, moved])))
+    labels = np.array([film.label for film in made], dtype=np.int64)
+    suite = judge_changes(names, tuple(MASKS), probabilities, labels, whose(made), 0.5, ("secret-name.png: truncated",))
+    return json.dumps(json_ready(asdict(suite) | {"shortcuts": ["it reads the border: AUC -0.100"]})).encode()
+
+
+@cache
+def rivals() -> dict[str, object]:
+    """What ``baseline`` would record of the validation films, by its own code; one training gave no result."""
+    made = films(1)
+    labels = np.array([film.label for film in made], dtype=np.int64)
+    skills = {"lora": 3.0, "linear": 2.0, "file metadata": 1.0}
+    contenders = [
+        Contender(
+            key, tuple(Model(Cases(labels, 1 / (1 + np.exp(-logits(made, skill, seed)))), 0.5) for seed in (1, 2))
+        )
+        for key, skill in skills.items()
+    ]
+    scores, leads = compare(contenders, whose(made), "lora")
+    rows = [Row(key, scores[key], (0.5,), 1e-3, 1000, 9.0, ("1" * 32,)) for key in skills]
+    rows.insert(2, Row("full", {}, failed="oom in /home/me/films"))
+    sizes = len(made), whose(made).count
+    return Comparison("made-up", "val", 5, "the best of the search", 2, *sizes, tuple(rows), leads).to_dict()
+
+
+def whose(made: list[Film]) -> Patients:
+    return Patients([film.group for film in made])
+
+
+@cache
+def sheet() -> bytes:
+    """A small PNG in the place of a sheet of heat maps."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1010, 300), "grey").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+EXPLAINED = (
+    b"path,probability,threshold,answer,label\nsecret-name.png,0.9,0.5,PNEUMONIA,NORMAL\nb.png,0.6,0.5,PNEUMONIA,\n"
+)
+
+
 def whole() -> Evidence:
     """A study with every record that there is."""
     val, sealed = films(1), films(2)
@@ -113,7 +171,10 @@ def whole() -> Evidence:
     opening = Opening("ada", "2026-01-02T03:04:05+00:00", "the one test", 5, {}, "xray-opt finalize", by="finalize")
     final = finalized(sealed, unseen, "5" * 32, opening)
     made = mixed()
-    made = replace(made, notes=made.notes | {"confirmation": confirmed(val), "finalized": {"5" * 32: final}})
+    made = replace(
+        made,
+        notes=made.notes | {"confirmation": confirmed(val), "finalized": {"5" * 32: final}, "baseline_val": rivals()},
+    )
     return Evidence(
         study=made,
         made="2026-01-02 03:04+00:00",
@@ -129,6 +190,7 @@ def whole() -> Evidence:
         audit={"ok": True, "leaks": [], "near_duplicates": {"total": 3, "across_splits": 1}, "left_out": {"odd": 2}},
         environment={"host": "here", "git commit": "c0ffee", "torch": "2.13.0"},
         hosts={"here": 12},
+        files={records.ROBUST["val"]: changed(), records.SHEET: sheet(), records.EXPLAINED: EXPLAINED},
     )
 
 
@@ -145,9 +207,23 @@ def hostile() -> Evidence:
     space = [{"name": HOSTILE, "kind": HOSTILE, "choices": [HOSTILE], "when": {HOSTILE: HOSTILE}}]
     rules = {"fixed": {HOSTILE: HOSTILE, "model.base": f"/home/me/{HOSTILE}"}, "space": space, "seed": HOSTILE}
     final = {**full.final, "rule": HOSTILE, "headline": {**full.final["headline"], "over": HOSTILE}}
+    suite = json.loads(changed())
+    suite["conditions"][0]["name"] = suite["worst"] = suite["masks"][0]["name"] = HOSTILE
+    suite["shortcuts"], suite["goals"][0]["verdict"] = [HOSTILE], HOSTILE
+    table = io.StringIO()
+    csv.writer(table).writerows([["answer", "probability", "label"], [HOSTILE, "nan", HOSTILE]])
+    shown = {
+        records.ROBUST["val"]: json.dumps(suite).encode(),
+        records.SHEET: sheet(),
+        records.EXPLAINED: table.getvalue().encode("utf-8", "surrogatepass"),
+    }
+    duel = json.loads(json.dumps(rivals()))
+    duel["rows"][0]["key"] = duel["rows"][2]["failed"] = HOSTILE
+    duel["gains"][HOSTILE] = duel["gains"].pop("linear")
+    notes = {"rules": rules, "confirmation": full.confirmation, "baseline_val": duel}
     return replace(
         full,
-        study=StudyRecord(HOSTILE, tuple(trials), {"rules": rules, "confirmation": full.confirmation}),
+        study=StudyRecord(HOSTILE, tuple(trials), notes),
         version=HOSTILE,
         importances={HOSTILE: 0.5},
         openings=(Opening(HOSTILE, HOSTILE, HOSTILE, None, by=HOSTILE),),
@@ -156,4 +232,5 @@ def hostile() -> Evidence:
         audit={"left_out": {HOSTILE: HOSTILE}},
         environment={HOSTILE: HOSTILE, "git commit": HOSTILE},
         hosts={HOSTILE: 1},
+        files=shown,
     )

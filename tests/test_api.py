@@ -4,9 +4,11 @@ from xray_opt import api
 
 NAMES = {
     "Config", "StudyConfig", "StudyWatcher", "TrainWatcher", "Workspace", "Place", "audit", "baseline",
-    "collect_garbage", "confirm", "delete_whole_study", "diagnose", "evaluate", "explain", "export_base", "finalize",
+    "champion_moves", "collect_garbage", "confirm", "delete_whole_study", "diagnose", "evaluate", "explain", "export",
+    "export_base", "finalize",
     "find_place", "find_study", "leaderboard", "load_study", "make_phantoms", "migrate", "override", "predict",
-    "prepared", "promote", "report", "reproduce", "shortcut_screen", "train", "tune",
+    "predict_patients", "prepared", "promote", "report", "reproduce", "rollback", "serve",
+    "shortcut_screen", "train", "tune",
 }  # fmt: skip
 
 

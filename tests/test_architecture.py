@@ -26,7 +26,7 @@ ROWS = (
     ("leaderboard", "places", "kept_base", "overlap"),
     ("settling", "report"),
     ("workers", "single", "scoring", "upkeep", "syncing", "interfaces", "migrate", "doctor"),
-    ("launchers", "finalize", "confirm", "base_export"),
+    ("launchers", "finalize", "confirm", "base_export", "export", "serving"),
     ("baseline", "reproduce", "reporting"),
     ("api", "cli"),
 )
@@ -35,7 +35,7 @@ ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "optuna": {"tuning"},
     "optuna_dashboard": {"tuning"},
-    "mlflow": {"mlflow_client", "tracking", "registry", "served_model"},
+    "mlflow": {"mlflow_client", "tracking", "registry", "served_model", "serving"},
     "click": {"cli"},
     "rich": {"cli"},
     "peft": {"adapter"},
@@ -43,6 +43,7 @@ DOORS = {
     "grpc": {"tuning"},
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
+    "onnxruntime": {"export"},
 }
 #: Rooms that must stay light: they import no torch.
 WITHOUT_TORCH = {

@@ -385,3 +385,13 @@ def own_step(study, network, images, targets):
     study.FocalLoss(0.25, 2.0)(study.logits(network, images), targets).backward()
     torch.optim.AdamW(weights, lr=1e-4).step()
     network.zero_grad()
+
+
+@pytest.mark.slow
+def test_serving_answers_all_clients_at_toy_size(tmp_path):
+    output, sections = toy("serving.py", tmp_path)
+    assert float(line(output, "2 clients, 4 films").split()[4]) > 0
+    for samples in sections["serving"]["samples"].values():
+        for one in samples:
+            assert one["requests"] >= 1
+            assert 0 < one["p50_ms"] <= one["p95_ms"] <= one["p99_ms"]

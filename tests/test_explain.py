@@ -180,7 +180,7 @@ def test_a_store_elsewhere_learns_no_names(tuned, server, tmp_path: Path) -> Non
     run = remote.client.create_run(experiment).info.run_id
     film = next((place.films / "val" / "NORMAL").iterdir())
     asked = _Asked(registry.Loaded(loaded.predictor, run, {}), remote, 0.5, ((film, "NORMAL"),))
-    _log(asked, *_explained(asked, asked.films), "val", place.workspace)
+    _log(asked, *_explained(loaded, 0.5, asked.films), "val", place.workspace)
     text = Path(remote.client.download_artifacts(run, "explain-val/explain.csv", str(tmp_path))).read_text()
     assert film.stem not in text
     assert "film-" in text

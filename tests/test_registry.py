@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow_stores import CONFIG, ROOT, STORAGE_DIGEST, base, base64_film, embedded, film, finished_run
+from mlflow_stores import (
+    CONFIG,
+    ROOT,
+    STORAGE_DIGEST,
+    base,
+    base64_film,
+    blank_versions,
+    embedded,
+    film,
+    finished_run,
+)
 
 from xray_opt.adapter import load_bundle
 from xray_opt.backbone import random_base, save_base
@@ -50,19 +60,6 @@ def answer(adapter: Path) -> float:
     """Probability of the test film by the path of the validation scores."""
     network, bundle = load_bundle(adapter, base())
     return float(Predictor(network, bundle, CPU).probabilities([film(5)])[0])
-
-
-def blank_versions(connection: Connection, name: str, count: int) -> list[Version]:
-    """Versions without files: enough for what concerns aliases alone."""
-    connection.client.create_registered_model(name)
-    made = []
-    for number in range(count):
-        with Tracking.open(connection, f"{name}-{number}", {}) as tracking:
-            source = connection.client.get_run(tracking.parent_id).info.artifact_uri
-            run_id = tracking.parent_id
-        found = connection.client.create_model_version(name, source, run_id)
-        made.append(Version(name, str(found.version), run_id))
-    return made
 
 
 def test_the_first_version_is_champion_and_the_next_a_candidate(

@@ -1,5 +1,7 @@
 """The page and the card: every section from its records, what is missing, and whatever texts the records hold."""
 
+import base64
+import json
 import re
 import sys
 from dataclasses import replace
@@ -7,16 +9,33 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_records import HOSTILE, RANK, RATE, films, hostile, logits, mixed, predictions, study, trial, whole
+from report_records import (
+    HOSTILE,
+    RANK,
+    RATE,
+    changed,
+    films,
+    hostile,
+    logits,
+    mixed,
+    predictions,
+    rivals,
+    sheet,
+    study,
+    trial,
+    whole,
+)
 
 from xray_opt.leaderboard import Opening
 from xray_opt.report import SECTIONS, Evidence, Section, model_card, page
 from xray_opt.report.html import ends, gained, plain, short_names, table, text
+from xray_opt.report.records import EXPLAINED, ROBUST, SHEET
+from xray_opt.report.sections_evidence import worst_case
 from xray_opt.report.sections_facts import reproducing
 from xray_opt.report.sections_scores import gain, opened, validation_scores
 
 #: Tags without an end.
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "img"}
 MITCHELL = (
     "Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
     "Quantitative analyses", "Ethical considerations", "Caveats and recommendations",
@@ -64,7 +83,7 @@ def bare(*trials, **notes) -> Evidence:
 def test_the_page_is_one_file_without_script_and_addresses(full):
     assert "script" not in full.tags
     assert {value for value in full.values("href") if not value.startswith("#")} == {"data:,"}
-    assert full.values("src") == []
+    assert [value[:22] for value in full.values("src")] == ["data:image/png;base64,"]
     policy = next(value for value in full.values("content") if "default-src" in value)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert not re.search(r"@import|url\((?!#)", page(whole()))
@@ -92,7 +111,8 @@ def test_every_section_stands_there_and_not_for_clinical_use_on_top(full):
 def test_figures_are_named_for_those_who_do_not_see_them(full):
     drawings = [value for tag, name, value in full.attributes if (tag, name) == ("svg", "role")]
     assert set(drawings) == {"img"}
-    assert len(drawings) == full.tags.count("figure") == 13
+    assert len(drawings) == full.tags.count("figure") - 1 == 17
+    assert len(full.values("alt")) == full.tags.count("img") == 1
     named = [value.split() for tag, name, value in full.attributes if (tag, name) == ("svg", "aria-labelledby")]
     assert all(set(pair) <= set(full.values("id")) for pair in named)
     assert full.tags.count("title") == 1 + len(drawings)
@@ -185,7 +205,14 @@ def test_what_is_missing_names_the_command_that_records_it():
     shown = page(bare(trial(0, "COMPLETE", 0.8)))
     found = re.findall(r'<p class="missing">(.*?)</p>', shown)
     commands = re.findall(r"<code>(xray-opt [a-z]+)", shown)
-    assert {"xray-opt confirm", "xray-opt finalize", "xray-opt data", "xray-opt tune"} <= set(commands)
+    assert {
+        "xray-opt confirm",
+        "xray-opt finalize",
+        "xray-opt data",
+        "xray-opt tune",
+        "xray-opt baseline",
+        "xray-opt explain",
+    } <= set(commands)
     assert len(found) >= 6
     assert "Sealed, never opened." in shown
 
@@ -245,6 +272,9 @@ def test_the_commands_do_the_study_again():
         "xray-opt tune --study made-up --trials 10",
         "xray-opt confirm --study made-up --top 2 --seeds 3",
         f"xray-opt finalize --model runs:/{'5' * 32}",
+        f"xray-opt evaluate --robustness --model runs:/{'5' * 32}",
+        f"xray-opt explain --out sheet --model runs:/{'5' * 32}",
+        "xray-opt baseline --study made-up",
         "xray-opt report made-up",
     ]
     odd = replace(bare(), study=replace(mixed(), name="a; rm -rf $HOME"))
@@ -258,6 +288,51 @@ def test_openings_are_counted_and_listed():
     body = str(next(one.body(evidence) for one in SECTIONS if one.key == "test"))
     assert body.count("<tr>") >= 3
     assert "a second look" in body
+
+
+def section(evidence: Evidence, key: str) -> str:
+    return str(next(one.body(evidence) for one in SECTIONS if one.key == key))
+
+
+def test_changed_films_stand_there_with_their_worst_case_and_no_names() -> None:
+    evidence, record = whole(), json.loads(changed())
+    shown = section(evidence, "robustness")
+    assert all(f">{one['name']}<" in shown for one in (*record["conditions"], *record["masks"]))
+    assert all(one["verdict"] in shown for one in record["goals"])
+    assert "<b>Shortcut:</b> it reads the border" in shown
+    assert "1 films could not be read" in shown
+    worst = worst_case(evidence)
+    assert worst is not None
+    assert worst.startswith(record["worst"])
+    assert worst in page(evidence)
+    assert worst.split(":")[0] in model_card(evidence)
+    assert "secret-name" not in page(evidence)
+    for odd in (b"", b"{", b"[]", b"{}", b"[" * 100_000):
+        without = replace(evidence, files={ROBUST["val"]: odd})
+        assert "xray-opt evaluate --robustness --model runs:/555" in section(without, "robustness")
+        assert worst_case(without) is None
+
+
+def test_rivals_stand_there_with_what_gave_no_result() -> None:
+    shown, record = section(whole(), "rivals"), rivals()
+    assert f">{record['rows'][0]['scores']['auc']['value']:.4f}<" in shown
+    assert gained(record["gains"]["linear"]["auc"]) in shown
+    assert "no result" in shown
+    assert "oom" not in shown
+    both = replace(whole(), study=replace(whole().study, notes={"baseline_test": {**record, "split": "test"}}))
+    assert "test films" in section(both, "rivals")
+
+
+def test_the_sheet_stands_there_whole_and_films_have_numbers() -> None:
+    shown = section(whole(), "explained")
+    assert base64.b64encode(sheet()).decode() in shown
+    assert "film 2<" in shown
+    assert "secret-name" not in shown
+    for odd in (b"", b"GIF89a", b"<script>"):
+        without = replace(whole(), files={SHEET: odd})
+        assert "xray-opt explain --out sheet --model runs:/555" in section(without, "explained")
+    crooked = replace(whole(), files={SHEET: sheet(), EXPLAINED: b"a,b\n1,2\n"})
+    assert "<table" not in section(crooked, "explained")
 
 
 def test_a_section_more_is_one_line(monkeypatch):

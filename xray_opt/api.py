@@ -25,7 +25,12 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``evaluate``           score a model on a split or on other films
 ``explain``            a sheet of films with heat maps
 ``predict``            probabilities of films
-``promote``            move the champion
+``predict_patients``   probabilities of the patients whose films they are
+``promote``            make a version the champion
+``rollback``           give the champion back to the version that had it before
+``champion_moves``     who moved the champion, when and why
+``export``             a model as one file: ONNX, torch.export, merged weights
+``serve``              a registered version behind HTTP
 ``export_base``        base weights from a fully trained model
 ``find_place``         where a study lies: its Optuna storage, its MLflow store
 ``delete_whole_study`` delete a study everywhere
@@ -43,10 +48,12 @@ from typing import ParamSpec, TypeVar
 from xray_opt import base_export, dataset, doctor, places, reporting, scoring, single, upkeep, workers
 from xray_opt import baseline as comparing
 from xray_opt import confirm as confirming
+from xray_opt import export as exporting
 from xray_opt import finalize as finalizing
 from xray_opt import leaderboard as boards
 from xray_opt import migrate as moving
 from xray_opt import reproduce as reproducing
+from xray_opt import serving as serving_room
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_environment, load_study, override
 from xray_opt.dataset import audit, shortcut_screen
 from xray_opt.phantom import make_phantoms
@@ -84,7 +91,12 @@ report = _with_environment(reporting.report)
 evaluate = _with_environment(scoring.evaluate)
 explain = _with_environment(scoring.explain)
 predict = _with_environment(scoring.predict)
+predict_patients = _with_environment(scoring.predict_patients)
 promote = _with_environment(scoring.promote)
+rollback = _with_environment(scoring.rollback)
+champion_moves = _with_environment(scoring.champion_moves)
+export = _with_environment(exporting.export)
+serve = _with_environment(serving_room.serve)
 export_base = _with_environment(base_export.export_base)
 find_place = _with_environment(places.find_place)
 delete_whole_study = _with_environment(upkeep.delete_whole_study)
@@ -101,12 +113,14 @@ __all__ = [
     "Workspace",
     "audit",
     "baseline",
+    "champion_moves",
     "collect_garbage",
     "confirm",
     "delete_whole_study",
     "diagnose",
     "evaluate",
     "explain",
+    "export",
     "export_base",
     "finalize",
     "find_place",
@@ -117,10 +131,13 @@ __all__ = [
     "migrate",
     "override",
     "predict",
+    "predict_patients",
     "prepared",
     "promote",
     "report",
     "reproduce",
+    "rollback",
+    "serve",
     "shortcut_screen",
     "train",
     "tune",

@@ -69,17 +69,19 @@ def serve_interfaces(
         _watch(servers)
     finally:
         for server in servers.values():
-            _end(server)
+            end(server)
 
 
-def require_free(port: int, option: str) -> None:
+def require_free(port: int, option: str, host: str = HOST) -> None:
     """Raise XrayError if something listens on the port already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise XrayError(f"port {port} is taken ({error.strerror}); choose another with {option}") from error
+            raise XrayError(
+                f"port {port} of {host} cannot be had ({error.strerror}); choose another with {option}"
+            ) from error
 
 
 def mlflow_command(uri: str, workspace: Workspace, port: int) -> list[str]:
@@ -138,7 +140,7 @@ def _watch(servers: dict[str, subprocess.Popen[bytes]]) -> None:
         time.sleep(0.5)
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def end(server: subprocess.Popen[bytes]) -> None:
     """End a server and its children: they run in a session of their own."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if server.poll() is not None:

@@ -7,6 +7,7 @@ touches MLflow's global state (tracking URI, active run): every call names its r
 from __future__ import annotations
 
 import fcntl
+import getpass
 import logging
 import os
 import re
@@ -247,3 +248,11 @@ def _probe(uri: str) -> None:
     if answer.status_code != 200:
         kind = StoreAway if answer.status_code >= 500 or answer.status_code == 429 else TrackingError
         raise kind(f"{shown} answers {answer.status_code}, not as an MLflow server does: correct the URI")
+
+
+def user_name() -> str:
+    """Who runs this, as records name them; in a container the number may have no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return f"uid {os.getuid()}"

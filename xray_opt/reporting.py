@@ -25,7 +25,7 @@ from xray_opt.errors import ConfigError
 from xray_opt.leaderboard import openings
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import PARENT, Place
-from xray_opt.report import ARTIFACTS, Chosen, Evidence, Predictions, Split, model_card, page
+from xray_opt.report import ARTIFACTS, SHOWING_FILMS, Chosen, Evidence, Predictions, Split, model_card, page
 from xray_opt.tracking import (
     MANIFEST,
     PREDICTIONS,
@@ -98,7 +98,12 @@ class _Source:
 
 
 def report(
-    place: Place, workspace: Workspace, output: Path | None = None, log: bool = True, say: Say = lambda line: None
+    place: Place,
+    workspace: Workspace,
+    output: Path | None = None,
+    log: bool = True,
+    say: Say = lambda line: None,
+    films: bool = True,
 ) -> Report:
     """Make the report and the model card of the study at ``place``.
 
@@ -106,6 +111,7 @@ def report(
         output: the page's file, the card lies beside it; none means ``reports/STUDY.html`` of the workspace.
         log: also log both to the study's run in MLflow, and let the chosen model's registered versions lead there.
         say: told what was not done, and why.
+        films: show the recorded sheet of heat maps, on which films are seen.
 
     Raises:
         StudyError: no such study.
@@ -113,7 +119,7 @@ def report(
         TrackingError: MLflow does not answer.
     """
     source = _source(place, workspace)
-    evidence = _gather(source)
+    evidence = _gather(source, films)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", source.study.name)
     target = output or workspace.root / "reports" / f"{name}.html"
     card = target.with_name(f"{target.stem}-model-card.md")
@@ -137,7 +143,7 @@ def _source(place: Place, workspace: Workspace) -> _Source:
     return _Source(study, place, workspace, connection, parent if known else None)
 
 
-def _gather(source: _Source) -> Evidence:
+def _gather(source: _Source, films: bool) -> Evidence:
     """All records of a study."""
     study, connection = source.study, source.connection
     parent = source.facts(source.parent)
@@ -164,7 +170,7 @@ def _gather(source: _Source) -> Evidence:
             audit=kept_audit(parent.tags.get(MANIFEST, ""), source.workspace),
             environment=_environment(facts.tags),
             hosts=dict(sorted(hosts.items())),
-            files=_files(connection, run, folder) if facts.tags and run else {},
+            files=_files(connection, run, folder, films) if facts.tags and run else {},
         )
 
 
@@ -238,8 +244,9 @@ def _machine(tags: Mapping[str, str]) -> str:
     return ", ".join(tags[name] for name in ("xray_opt.host", "xray_opt.device", "xray_opt.cpu") if name in tags)
 
 
-def _files(connection: Connection, run: str, folder: Path) -> dict[str, bytes]:
-    found = {name: run_file(connection, run, name, folder) for name in ARTIFACTS}
+def _files(connection: Connection, run: str, folder: Path, films: bool) -> dict[str, bytes]:
+    wanted = [name for name in ARTIFACTS if films or name not in SHOWING_FILMS]
+    found = {name: run_file(connection, run, name, folder) for name in wanted}
     return {name: path.read_bytes() for name, path in found.items() if path is not None}
 
 

@@ -3,6 +3,7 @@
 from xray_opt.adapter.attach import attach, logits, lora_targets, restore, set_mode, trainable_state, without_peft
 from xray_opt.adapter.bundle import Bundle, make_bundle
 from xray_opt.adapter.files import load_bundle, read_bundle, save_bundle
+from xray_opt.adapter.merged import merged
 from xray_opt.adapter.prefix import frozen_prefix, run_prefix, run_rest
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "logits",
     "lora_targets",
     "make_bundle",
+    "merged",
     "read_bundle",
     "restore",
     "run_prefix",

@@ -59,6 +59,11 @@ class Bundle:
         negative, positive = self.config.get("data.negative"), self.config.get("data.positive")
         return str(negative or usual.negative), str(positive or usual.positive)
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the record, which holds those of all other files: the one that ``bundle.json`` names."""
+        return content_sha256(asdict(self))
+
     def threshold_for(self, sensitivity: float | None) -> float:
         """The threshold for a wanted sensitivity (rounded up to a whole percent); none means that of best F1.
 

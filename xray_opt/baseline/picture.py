@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from xray_opt.baseline.record import Comparison, Row
-from xray_opt.report import Line, Panel, forest, save
+from xray_opt.report import CONTENDERS, Line, Panel, forest, save
 
-#: How contenders are called where people read; trivial models have names already.
-NAMES = {"lora": "LoRA", "linear": "linear probe", "full": "full fine-tune"}
 SHOWN = {"f1": "F1", "auc": "AUC", "accuracy": "accuracy"}
 
 
 def named(key: str) -> str:
     """A contender's name for people."""
-    return NAMES.get(key, key)
+    return CONTENDERS.get(key, key)
 
 
 def draw(found: Comparison, folder: Path, name: str) -> tuple[Path, Path]:
@@ -39,4 +37,4 @@ def _line(row: Row, score: str) -> Line:
 
 def _kind(key: str) -> int:
     """Ours, a rival, or a trivial model."""
-    return 0 if key == "lora" else 1 if key in NAMES else 2
+    return 0 if key == "lora" else 1 if key in CONTENDERS else 2

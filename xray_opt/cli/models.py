@@ -1,4 +1,4 @@
-"""``evaluate``, ``predict``, ``promote``, ``weights``: what is done with a trained model."""
+"""``evaluate``, ``predict``, ``weights``: what is done with a trained model."""
 
 from __future__ import annotations
 
@@ -121,6 +121,10 @@ def evaluate(
 @device_option
 @of_study
 @tracking_option
+@click.option("--patients", is_flag=True, help="Answer for patients: the mean of their films' probabilities.")
+@click.option(
+    "--explain", "pictures", type=click.Path(path_type=Path), metavar="DIR", help="New folder for heat maps (Grad-CAM)."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @as_json
 def predict(
@@ -130,59 +134,54 @@ def predict(
     device: str,
     study_name: str | None,
     uri: str | None,
+    patients: bool,
+    pictures: Path | None,
     as_csv: bool,
     as_json: bool,
 ) -> None:
     """Calibrated probability of pneumonia for films or folders of films. Not for clinical use.
 
     A film that cannot be read is listed with its reason on stderr and the exit code is 3; the others are answered.
+    With --patients whose film it is says DICOM's header, or the file's name as in data prepare; any other film is a
+    patient of its own.
     """
     from xray_opt.config import Workspace
     from xray_opt.errors import DataError
     from xray_opt.places import find_place
-    from xray_opt.scoring import predict as answer
+    from xray_opt.scoring import predict as of_films
+    from xray_opt.scoring import predict_patients as of_patients
 
     place = find_place(Workspace.here(), study_name, uri=uri)
-    rows, refused = answer(films, model, Workspace.here(), device, place, sensitivity)
+    answer: Callable[..., tuple[list[Any], list[tuple[str, str]]]] = of_patients if patients else of_films
+    rows, refused = answer(films, model, Workspace.here(), device, place, sensitivity, pictures)
     if as_json:
         print_json([asdict(row) for row in rows])
-    elif as_csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(["path", "probability", "label", "threshold"])
-        writer.writerows([row.path, f"{row.probability:.6f}", row.label, f"{row.threshold:.6f}"] for row in rows)
     else:
-        print_table(["film", "probability", "label"], [[r.path, r.probability, r.label] for r in rows])
+        whose = ["patient", "films"] if patients else ["path"]
+        _print_answers(rows, whose, as_csv)
+    if pictures is not None:
+        click.echo(f"heat maps: {pictures}", err=True)
     for _, reason in refused:
         click.echo(f"refused: {reason}", err=True)
     if refused:
-        raise DataError(f"{len(refused)} of {len(refused) + len(rows)} films could not be read")
+        count = len(refused) + sum(row.films if patients else 1 for row in rows)
+        raise DataError(f"{len(refused)} of {count} films could not be read")
 
 
-@click.command()
-@click.option("--name", default="xray-pneumonia", show_default=True, help="Registered model.")
-@click.option("--version", "number", help="Version to promote; default: the candidate.")
-@of_study
-@tracking_option
-@as_json
-def promote(name: str, number: str | None, study_name: str | None, uri: str | None, as_json: bool) -> None:
-    """Make the candidate (or another version) the champion, and show how the two compare."""
-    from xray_opt.config import Workspace
-    from xray_opt.places import find_place
-    from xray_opt.scoring import promote as move
-
-    comparison = move(name, number, Workspace.here(), find_place(Workspace.here(), study_name, uri=uri))
-    if as_json:
-        print_json(asdict(comparison))
+def _print_answers(rows: list[Any], whose: list[str], as_csv: bool) -> None:
+    """Answers of films or patients; ``whose`` are the fields that name them."""
+    names = [[getattr(row, name) for name in whose] for row in rows]
+    if as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow([*whose, "probability", "label", "threshold"])
+        for name, row in zip(names, rows, strict=True):
+            writer.writerow([*name, f"{row.probability:.6f}", row.label, f"{row.threshold:.6f}"])
         return
-    sides = [("before", comparison.old), ("champion", comparison.new)]
-    rows: list[list[Any]] = [
-        [side, v.version, v.tags.get("xray_opt.study", ""), v.val_f1, v.tags.get("xray_opt.manifest_sha256", "")[:12]]
-        for side, v in sides
-        if v is not None
-    ]
-    print_table(["", "version", "study", "val F1", "split"], rows, title=name)
-    if comparison.old is not None and not comparison.same_data:
-        click.echo("the two were validated on different data: their scores cannot be compared")
+    heads = ["film" if name == "path" else name for name in whose]
+    lines = [[*name, row.probability, row.label] for name, row in zip(names, rows, strict=True)]
+    print_table([*heads, "probability", "label"], lines)
+    if rows:
+        click.echo(f"threshold {rows[0].threshold:.4f}, fixed on validation")
 
 
 @click.command()

@@ -21,11 +21,18 @@ from xray_opt.errors import printable
     help="The page; the model card lies beside it. Default: reports/STUDY.html.",
 )
 @click.option("--no-log", is_flag=True, help="Write files only: log nothing to MLflow.")
+@click.option("--no-films", is_flag=True, help="Leave out the sheet of heat maps, on which films are seen.")
 @storage_option
 @tracking_option
 @as_json
 def report(
-    study_name: str, output: Path | None, no_log: bool, storage: str | None, uri: str | None, as_json: bool
+    study_name: str,
+    output: Path | None,
+    no_log: bool,
+    no_films: bool,
+    storage: str | None,
+    uri: str | None,
+    as_json: bool,
 ) -> None:
     """Write the report of STUDY as one HTML page that needs no network, and a model card; log both to the study's run.
 
@@ -38,7 +45,7 @@ def report(
 
     workspace = Workspace.here()
     place = find_place(workspace, study_name, storage, uri)
-    made = make(place, workspace, output, not no_log, lambda line: click.echo(line, err=True))
+    made = make(place, workspace, output, not no_log, lambda line: click.echo(line, err=True), not no_films)
     if as_json:
         print_json({name: str(value) if isinstance(value, Path) else value for name, value in asdict(made).items()})
         return

@@ -51,7 +51,7 @@ def promote_winner(work: Work, verdict: Confirmation) -> Promotion:
     old = registry.champion(connection, name)
     if old is not None and old.version == version.version:
         return Promotion(version, None)
-    return Promotion(version, registry.promote(connection, name, version.version).old)
+    return Promotion(version, registry.promote(connection, name, version.version, _why(verdict), "confirm").old)
 
 
 def _facts(verdict: Confirmation) -> dict[str, str]:
@@ -68,3 +68,9 @@ def _facts(verdict: Confirmation) -> dict[str, str]:
             "" if verdict.lead.p is None else f", p {verdict.lead.p:.2g}"
         )
     return facts
+
+
+def _why(verdict: Confirmation) -> str:
+    best = verdict.of(verdict.winner or 0)
+    found = f"F1 {best.confirmed.value:.4f}, lower end {best.lower or 0.0:.4f}"
+    return f"winner of the confirmation of {verdict.study}: {found}"

@@ -10,7 +10,16 @@ from xray_opt.dataset.drift import FALSE_ALARMS, Drift, drift
 from xray_opt.dataset.films import decode, to_square
 from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.names import LABELS
-from xray_opt.dataset.preparing import kept_manifest, prepare, prepared, redrawn, remember, resplit, settled
+from xray_opt.dataset.preparing import (
+    kept_manifest,
+    patient_of,
+    prepare,
+    prepared,
+    redrawn,
+    remember,
+    resplit,
+    settled,
+)
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
 from xray_opt.dataset.shortcuts import Shortcut, in_threads, shortcut_screen, trivial_models
@@ -32,6 +41,7 @@ __all__ = [
     "keep_audit",
     "kept_audit",
     "kept_manifest",
+    "patient_of",
     "prepare",
     "prepared",
     "redrawn",

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from xray_opt.config import Config, DataConfig, Workspace, override
@@ -201,3 +202,13 @@ def _examine(root: Path, entry: Entry, classes: tuple[str, str]) -> Film | LeftO
 def _patient(path: Path, facts: Facts) -> str:
     """Patient of a DICOM header, empty for other films and where the header was anonymised."""
     return patient_key(dicom_patient(path)) if facts.mode.startswith("DICOM") else ""
+
+
+def patient_of(path: Path) -> str:
+    """Whose film a file is, as DICOM's header or the file's name tells; empty where neither does."""
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        with suppress(BadFilm):  # another kind of film under such a name
+            if key := patient_key(dicom_patient(path)):
+                return key
+    name = read_name(path.name)
+    return name.patient if name else ""

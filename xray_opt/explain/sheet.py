@@ -69,17 +69,18 @@ def overlay(film: Grey, heat: NDArray[np.float64]) -> Image.Image:
 
 
 def sheet(cells: Sequence[Cell], heads: Sequence[str]) -> Image.Image:
-    """All cells below lines of text, in rows of two."""
+    """All cells below lines of text, in rows of at most two."""
     lines = max(len(cell.lines) for cell in cells)
     wide, high = 2 * SIDE + GAP, SIDE + lines * LINE + GAP
-    rows = -(-len(cells) // ACROSS)
+    across = min(ACROSS, len(cells))
+    rows = -(-len(cells) // across)
     top = GAP + LINE * len(heads) + GAP
-    page = Image.new("RGB", (ACROSS * (wide + GAP) + GAP, top + rows * (high + GAP)), "white")
+    page = Image.new("RGB", (across * (wide + GAP) + GAP, top + rows * (high + GAP)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(LETTERS)
     for number, line in enumerate(heads):
         draw.text((GAP, GAP + number * LINE), line, "black", font)
     for number, cell in enumerate(cells):
-        row, column = divmod(number, ACROSS)
+        row, column = divmod(number, across)
         left, upper = GAP + column * (wide + GAP), top + row * (high + GAP)
         for place, picture in enumerate((Image.fromarray(cell.film), overlay(cell.film, cell.heat))):
             page.paste(picture.convert("RGB"), (left + place * (SIDE + GAP), upper))

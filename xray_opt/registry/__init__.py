@@ -6,7 +6,8 @@ Alias ``champion`` is what is used; ``candidate`` is the newest one that waits t
 # The client's module comes first: it settles how MLflow behaves before anything else imports it.
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry.copying import copies_of_versions, copy_version, key_of, versions_of_runs
-from xray_opt.registry.loading import BASE, Loaded, load
+from xray_opt.registry.loading import BASE, Loaded, load, named
+from xray_opt.registry.moves import Move, read_state
 from xray_opt.registry.registration import register
 from xray_opt.registry.versions import (
     Comparison,
@@ -15,6 +16,7 @@ from xray_opt.registry.versions import (
     attach,
     champion,
     promote,
+    rollback,
     tag_versions,
     version_for_run,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "Comparison",
     "Connection",
     "Loaded",
+    "Move",
     "Version",
     "aliases",
     "attach",
@@ -32,8 +35,11 @@ __all__ = [
     "copy_version",
     "key_of",
     "load",
+    "named",
     "promote",
+    "read_state",
     "register",
+    "rollback",
     "tag_versions",
     "version_for_run",
     "versions_of_runs",

@@ -10,6 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from xray_opt.mlflow_client import EXISTS, MISSING, Connection, pages, speaking
+from xray_opt.registry.moves import MOVE
 from xray_opt.registry.versions import aliases
 
 #: Tag of a copy: run and number of its original. Tag of a whole copy: its aliases have been set.
@@ -94,7 +95,10 @@ def _versions(connection: Connection, name: str) -> list[ModelVersion]:
 
 
 def _ensure_model(source: Connection, target: Connection, name: str) -> None:
-    """The registered model, made with the source's description and tags where it is missing."""
+    """The registered model, made with the source's description and tags where it is missing.
+
+    Not with the moves of its champion: they name versions by their numbers there.
+    """
     try:
         target.client.get_registered_model(name)
         return
@@ -103,7 +107,8 @@ def _ensure_model(source: Connection, target: Connection, name: str) -> None:
             raise
     model = source.client.get_registered_model(name)
     try:
-        target.client.create_registered_model(name, tags=dict(model.tags), description=model.description)
+        tags = {tag: value for tag, value in model.tags.items() if not tag.startswith(MOVE)}
+        target.client.create_registered_model(name, tags=tags, description=model.description)
     except MlflowException as error:
         if error.error_code != EXISTS:
             raise

@@ -37,12 +37,14 @@ class Loaded:
     Attributes:
         tags: of the version or run (study, trial, digests).
         trained_on: the trainings that its base weights went through, without the lists of their films.
+        version: registered version, ``NAME/NUMBER``; empty for runs and folders.
     """
 
     predictor: Predictor
     run_id: str
     tags: Mapping[str, str]
     trained_on: tuple[Ancestor, ...] = ()
+    version: str = ""
 
     @property
     def bundle(self) -> Bundle:
@@ -58,15 +60,26 @@ def load(connection: Connection, uri: str, device: torch.device) -> Loaded:
         ModelError: its files are damaged.
         BaseMismatch: the base weights found are not the adapter's.
     """
-    if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri):
-        name, alias, number = match.groups()
-        version = find(connection, name, number) if number else _by_alias(connection, name, alias)
+    if version := named(connection, uri):
         return _load_version(connection, version, device)
     if match := re.fullmatch(r"runs:/([0-9a-f]{32})(?:/adapter)?/?", uri):
         return _load_run(connection, match[1], device)
     if os.path.isdir(uri):
         return _load_folder(Path(uri), device)
     raise TrackingError(f"no model {brief(uri)}: give {FORMS}")
+
+
+def named(connection: Connection, uri: str) -> Version | None:
+    """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/NUMBER`` names; none where it is no such URI.
+
+    Raises:
+        TrackingError: there is no such version.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        return None
+    name, alias, number = match.groups()
+    return find(connection, name, number) if number else _by_alias(connection, name, alias)
 
 
 def _by_alias(connection: Connection, name: str, alias: str) -> Version:
@@ -89,7 +102,8 @@ def _load_version(connection: Connection, version: Version, device: torch.device
             raise TrackingError(f"version {version.version} of {version.name} was not registered by xray-opt")
         base = read_base(folder / saved["base"]["path"])
         network, bundle = load_bundle(folder / saved["bundle"]["path"], base)
-    return Loaded(Predictor(network, bundle, device), version.run_id, version.tags, base.trained_on)
+    own = f"{version.name}/{version.version}"
+    return Loaded(Predictor(network, bundle, device), version.run_id, version.tags, base.trained_on, own)
 
 
 def _load_run(connection: Connection, run_id: str, device: torch.device) -> Loaded:

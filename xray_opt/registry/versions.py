@@ -13,12 +13,14 @@ from mlflow.exceptions import MlflowException
 
 from xray_opt.errors import TrackingError
 from xray_opt.mlflow_client import MISSING, Connection, pages, speaking
+from xray_opt.registry.moves import CANDIDATE, CHAMPION, PAUSE, READS, ROLLBACK, Move, State, claim, move, read_state
 
-CHAMPION, CANDIDATE = "champion", "candidate"
 #: Version tag with the digest of the split data that a model was validated on.
 DATA = "xray_opt.manifest_sha256"
-#: Reads of the aliases until they are found as they should be twice in a row, and seconds between them.
-READS, PAUSE = 20, 0.25
+#: Version tag that tells of the last move of the champion to it.
+MOVED = "xray_opt.moved"
+#: Version tags, or their beginnings, that say how good a version is known to be.
+EVIDENCE = ("val.", "confirmed.", "test.", "xray_opt.evidence", "xray_opt.report", "xray_opt.test_openings")
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,24 @@ class Version:
         """Validation scores by name."""
         return {key: float(value) for key, value in self.tags.items() if key.startswith("val.")}
 
+    @property
+    def evidence(self) -> dict[str, str]:
+        """What is known of it: scores on validation, of its confirmation and on the test split; where more stands."""
+        return {key: value for key, value in sorted(self.tags.items()) if key.startswith(EVIDENCE)}
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Who was champion before a promotion and who is now; none where there was no champion."""
+    """Who was champion before a move and who is now; none where there was no champion.
+
+    Attributes:
+        meanwhile: moves that others made between the decision and this move.
+    """
 
     old: Version | None
     new: Version
     same_data: bool
+    meanwhile: tuple[Move, ...] = ()
 
 
 def champion(connection: Connection, name: str) -> Version | None:
@@ -75,27 +87,72 @@ def version_for_run(connection: Connection, name: str, run_id: str) -> Version |
     return max(mine, key=lambda version: int(version.version), default=None)
 
 
-def promote(connection: Connection, name: str, version: str | None = None) -> Comparison:
+def promote(
+    connection: Connection, name: str, version: str | None = None, why: str = "", by: str = "promote"
+) -> Comparison:
     """Make a version (none means the candidate) the champion; it is no candidate any more.
 
+    Args:
+        why, by: the reason and the command, which are kept with the move.
+
     Raises:
-        TrackingError: no such model or version, no candidate, or it is the champion already.
+        TrackingError: no such model or version, no candidate, it is the champion already, or somebody else moved it at
+            the same time.
     """
-    old = champion(connection, name)
+    state = read_state(connection, name)
     new = aliased(connection, name, CANDIDATE) if version is None else find(connection, name, version)
     if new is None:
-        has = f"its champion is version {old.version}" if old else "it has no champion either"
+        has = f"its champion is version {state.champion}" if state.champion else "it has no champion either"
         raise TrackingError(
             f"{name} has no candidate to promote ({has}): xray-opt tune registers one, or give --version N"
         )
-    if old is not None and old.version == new.version:
+    return _moved(connection, state, new, by, why)
+
+
+def rollback(connection: Connection, name: str, version: str | None = None, why: str = "") -> Comparison:
+    """Give the champion back to the version that had it before (or to ``version``); once more, to the one before that.
+
+    Raises:
+        TrackingError: no such model or version, no earlier champion, or as :func:`promote`.
+    """
+    state = read_state(connection, name)
+    if state.champion is None:
+        raise TrackingError(f"{name} has no champion to take back at {connection.shown}")
+    earlier = _earlier(connection, name, state) if version is None else find(connection, name, version)
+    if earlier is None:
+        raise TrackingError(
+            f"no version of {name} is known to have been champion before version {state.champion}: name one with "
+            "--to VERSION"
+        )
+    return _moved(connection, state, earlier, ROLLBACK, why)
+
+
+def _earlier(connection: Connection, name: str, state: State) -> Version | None:
+    """The version that was champion before; one that was deleted since is passed over."""
+    for number in reversed(state.standing[:-1]):
+        if number != state.champion:
+            with speaking(connection.uri, f"read version {number} of {name}"):
+                try:
+                    return _read(connection, name, number)
+                except MlflowException as error:
+                    if error.error_code != MISSING:
+                        raise
+    return None
+
+
+def _moved(connection: Connection, state: State, new: Version, by: str, why: str) -> Comparison:
+    """Move the champion to ``new``, and note that on the version."""
+    name = new.name
+    if state.champion == new.version:
         raise TrackingError(f"version {new.version} of {name} is the champion already; nothing was changed")
-    with speaking(connection.uri, f"promote version {new.version} of {name}"):
-        connection.client.set_registered_model_alias(name, CHAMPION, new.version)
+    with speaking(connection.uri, f"make version {new.version} of {name} the champion"):
+        old = None if state.champion is None else _read(connection, name, state.champion)
+        own, meanwhile = move(connection, name, state, new.version, by, why, new.evidence)
         if aliases(connection, name).get(CANDIDATE) == new.version:
             connection.client.delete_registered_model_alias(name, CANDIDATE)
+        _tag(connection, new, {MOVED: f"{own.when} {own.by} by {own.who}: {own.why or 'no reason given'}"})
     same = old is not None and new.tags.get(DATA) is not None and old.tags.get(DATA) == new.tags.get(DATA)
-    return Comparison(old, new, same)
+    return Comparison(old, new, same, tuple(meanwhile))
 
 
 def find(connection: Connection, name: str, version: str) -> Version:
@@ -166,42 +223,27 @@ def settle_alias(connection: Connection, version: Version) -> None:
 def _repair(connection: Connection, version: Version) -> bool:
     """Bring the aliases one step nearer to what they should be; false where they are.
 
-    A version older than the champion has had its turn: it becomes candidate no more.
+    A version that was champion, or is older than it, has had its turn: it becomes candidate no more.
     """
-    name = version.name
-    now = aliases(connection, name)
+    name, state = version.name, read_state(connection, version.name)
     own = int(version.version)
-    first, next_one = now.get(CHAMPION), now.get(CANDIDATE)
+    first, next_one = state.champion, state.aliases.get(CANDIDATE)
     if first is None:
-        _claim(connection, version, CHAMPION)
+        claim(connection, name, CHAMPION, version.version)
     elif int(first) == own and next_one == version.version:
         connection.client.delete_registered_model_alias(name, CANDIDATE)
+    elif version.version in state.standing or any(one.version == version.version for one in state.moves.values()):
+        return False
     elif int(first) < own and (next_one is None or int(next_one) < own):
-        _claim(connection, version, CANDIDATE)
+        claim(connection, name, CANDIDATE, version.version)
     else:
         return False
     return True
 
 
-def _claim(connection: Connection, version: Version, alias: str) -> None:
-    """Point an alias at a version. Where two create it at once the database refuses one: it was not the faster."""
-    try:
-        connection.client.set_registered_model_alias(version.name, alias, version.version)
-    except MlflowException:
-        if alias not in aliases(connection, version.name):
-            raise
-
-
 def aliases(connection: Connection, name: str) -> dict[str, str]:
     """Alias → version number as text; empty where there is no such model."""
-    with speaking(connection.uri, f"read the aliases of {name}"):
-        try:
-            found = connection.client.get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code == MISSING:
-                return {}
-            raise
-    return {alias: str(version) for alias, version in found.items()}
+    return dict(read_state(connection, name).aliases)
 
 
 def as_version(version: ModelVersion) -> Version:

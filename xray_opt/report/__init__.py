@@ -6,11 +6,14 @@ The only room that draws. ``reporting`` gathers the records and keeps what is ma
 from xray_opt.report.forest import Line, Panel, forest, save
 from xray_opt.report.model_card import model_card
 from xray_opt.report.page import SECTIONS, Section, page
-from xray_opt.report.records import ARTIFACTS, Chosen, Evidence, Predictions, Split
+from xray_opt.report.records import ARTIFACTS, SHOWING_FILMS, Chosen, Evidence, Predictions, Split
+from xray_opt.report.sections_evidence import CONTENDERS
 
 __all__ = [
     "ARTIFACTS",
+    "CONTENDERS",
     "SECTIONS",
+    "SHOWING_FILMS",
     "Chosen",
     "Evidence",
     "Line",

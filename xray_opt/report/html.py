@@ -113,3 +113,8 @@ def figure(svg: Markup, caption: str, wide: bool = False) -> Markup:
 def figures(*drawn: Markup) -> Markup:
     """Figures beside each other where there is room."""
     return Markup('<div class="figures">{}</div>\n').format(Markup("").join(drawn))
+
+
+def picture(png: str, words: str) -> Markup:
+    """A picture of base64 PNG; ``words`` are for those who do not see it. On a phone it scrolls in its figure's box."""
+    return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(png, text(words))

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from xray_opt.errors import printable
 from xray_opt.report.html import ends, plain
 from xray_opt.report.records import Evidence
+from xray_opt.report.sections_evidence import worst_case
 from xray_opt.report.sections_facts import SHORTCUTS, reproducing
 from xray_opt.report.sections_scores import gain, named, opened, validation_scores
 
@@ -123,6 +124,9 @@ def _analyses(evidence: Evidence) -> Lines:
         yield from _table(["score", "validation films", "test films", "test patients"], rows)
     yield ""
     yield "Gain over the best trivial model: " + "".join(_words(part) for part in gain(evidence))
+    if worst := worst_case(evidence):
+        yield ""
+        yield f"Worst case among changed films: {safe(worst)}"
 
 
 def _words(part: object) -> str:

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
+from xray_opt.report import sections_evidence as more
 from xray_opt.report import sections_facts as facts
 from xray_opt.report import sections_scores as scores
 from xray_opt.report import sections_study as study
@@ -32,6 +33,9 @@ SECTIONS = (
     Section("confirmation", "Confirmation", study.confirmation),
     Section("validation", "Validation films", scores.validation),
     Section("test", "The sealed test split", scores.sealed_test),
+    Section("rivals", "LoRA beside other trainings", more.rivals),
+    Section("robustness", "Changed films", more.robustness),
+    Section("explained", "Where it looks", more.explained),
     Section("data", "Films", facts.data),
     Section("settings", "Settings", facts.settings),
     Section("environment", "Environment", facts.environment),

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from xray_opt.leaderboard import Opening
 from xray_opt.tuning import StudyRecord
 
-#: Artifacts of the chosen model's run that sections read, from ``Evidence.files``.
-ARTIFACTS: tuple[str, ...] = ()
+#: Records of ``evaluate --robustness`` by split; the sheet of ``explain`` and its table.
+ROBUST = {"val": "robustness-val.json", "test": "robustness-test.json"}
+SHEET, EXPLAINED = "explain-val/explain.png", "explain-val/explain.csv"
+#: Artifacts of the chosen model's run that sections read, from ``Evidence.files``; those that show films.
+ARTIFACTS: tuple[str, ...] = (*ROBUST.values(), SHEET, EXPLAINED)
+SHOWING_FILMS = (SHEET, EXPLAINED)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from xray_opt.report.html import code, heading, missing, paragraph, table
-from xray_opt.report.records import Evidence
+from xray_opt.report.records import ROBUST, SHEET, Evidence
 
 #: Settings that may be a path: only the last part is shown.
 PLACES = ("model.base", "data.root")
@@ -143,6 +143,13 @@ def reproducing(evidence: Evidence) -> Iterator[str]:
         seeds, splits = (max(len(one[kind]) for one in found) for kind in ("seeds", "splits"))
         more = f" --splits {splits}" if splits else ""
         yield f"xray-opt confirm --study {name} --top {len(found)} --seeds {seeds}{more}"
-    if evidence.final and evidence.chosen:
-        yield f"xray-opt finalize --model runs:/{shlex.quote(evidence.chosen.run)}"
+    own = f" --model runs:/{shlex.quote(evidence.chosen.run)}" if evidence.chosen else ""
+    if evidence.final and own:
+        yield f"xray-opt finalize{own}"
+    if ROBUST["val"] in evidence.files and own:
+        yield f"xray-opt evaluate --robustness{own}"
+    if SHEET in evidence.files and own:
+        yield f"xray-opt explain --out sheet{own}"
+    if "baseline_val" in evidence.study.notes:
+        yield f"xray-opt baseline --study {name}"
     yield f"xray-opt report {name}"

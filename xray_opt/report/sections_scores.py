@@ -14,6 +14,7 @@ from xray_opt.report import curves
 from xray_opt.report import figures_scores as drawings
 from xray_opt.report.html import ends, figure, figures, gained, heading, missing, paragraph, table
 from xray_opt.report.records import Evidence, Predictions
+from xray_opt.report.sections_evidence import worst_case
 
 NOT_CLINICAL = "Not for clinical use."
 #: Scores of the headline.
@@ -41,6 +42,7 @@ def headline(evidence: Evidence) -> Markup:
             paragraph(*_chosen(evidence)),
             _first_scores(evidence),
             paragraph(Markup("<b>Gain over the best trivial model.</b> "), *gain(evidence)),
+            paragraph(Markup("<b>Worst case.</b> "), worst_case(evidence) or "not known: no changed films were tried."),
             paragraph(Markup("<b>Test split.</b> "), opened(evidence)),
         )
     )

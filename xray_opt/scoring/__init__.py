@@ -6,10 +6,12 @@ which command) and to MLflow before a film of it is handed out; ``compare`` show
 
 from xray_opt.scoring.evaluating import Evaluation, cases_of, evaluate, loss_of
 from xray_opt.scoring.explaining import Explained, Explanation, explain
+from xray_opt.scoring.film_files import film_files
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
+from xray_opt.scoring.moving import champion_moves, promote, rollback
 from xray_opt.scoring.opening import SealedTest, require_own, study_storage
 from xray_opt.scoring.outside import own_manifest, own_settings, strangers
-from xray_opt.scoring.predicting import Prediction, film_files, predict, promote
+from xray_opt.scoring.predicting import PatientPrediction, Prediction, predict, predict_patients
 from xray_opt.scoring.shift import Shift
 from xray_opt.scoring.subgroups import Subgroup
 
@@ -19,11 +21,13 @@ __all__ = [
     "Explanation",
     "FilmCases",
     "Level",
+    "PatientPrediction",
     "Prediction",
     "SealedTest",
     "Shift",
     "Subgroup",
     "cases_of",
+    "champion_moves",
     "evaluate",
     "explain",
     "film_cases",
@@ -33,8 +37,10 @@ __all__ = [
     "own_manifest",
     "own_settings",
     "predict",
+    "predict_patients",
     "promote",
     "require_own",
+    "rollback",
     "strangers",
     "study_storage",
 ]

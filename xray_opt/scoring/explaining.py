@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from xray_opt import registry
 from xray_opt.backbone import resolve_device
 from xray_opt.calibration import logit, probability
 from xray_opt.config import Workspace
-from xray_opt.dataset import LABELS, Pseudonyms, decode, to_square
+from xray_opt.dataset import Pseudonyms, decode, to_square
 from xray_opt.errors import BadFilm, ConfigError, DataError
 from xray_opt.explain import Cell, grad_cam, sheet, shown, towards
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import Place
 from xray_opt.scoring.evaluating import cases_of
+from xray_opt.scoring.film_files import film_files
 from xray_opt.scoring.levels import levels
-from xray_opt.scoring.predicting import film_files
 from xray_opt.scoring.selecting import select
 from xray_opt.tracking import log_run_file
 
@@ -30,7 +31,8 @@ from xray_opt.tracking import log_run_file
 MOST, USUAL = 64, 8
 SHEET, TABLE = "explain.png", "explain.csv"
 HEADS = (
-    "Bright: what speaks for the answer that was given (Grad-CAM of the last convolution).",
+    "Bright: what speaks for the answer that was given",
+    "(Grad-CAM of the last convolution).",
     "Not for clinical use.",
 )
 
@@ -103,12 +105,29 @@ def explain(
         connection = connect(place.tracking(workspace), workspace)
         loaded = registry.load(connection, model, resolve_device(device))
         asked = _Asked(loaded, connection, loaded.bundle.threshold_for(sensitivity), ())
-    rows, cells = _explained(asked, (*named, *asked.films))
-    written = _write(rows, cells, out, lambda path: path)
+    rows, cells = _explained(asked.loaded, asked.threshold, (*named, *asked.films))
+    written = _write(rows, cells, out, lambda path: path, lambda _, path: Path(path).name)
     if asked.loaded.run_id:
         _log(asked, rows, cells, split if count else "films", workspace)
     wrong = sum(row.label not in (None, row.answer) for row in rows)
     return Explanation(tuple(rows), wrong, *written)
+
+
+def picture_each(loaded: registry.Loaded, threshold: float, films: Sequence[Path], folder: Path) -> list[Path]:
+    """Write a picture of each film with its heat map into the new folder; returns the files in order.
+
+    Raises:
+        DataError: a film cannot be read, or a file not written.
+    """
+    written = []
+    for number, path in enumerate(films):
+        (row,), (cell,) = _explained(loaded, threshold, ((path, None),))
+        page = sheet([Cell(cell.film, cell.heat, (path.name, _caption(row)))], HEADS)
+        written.append(folder / f"{number + 1:04d}-{path.stem[:80]}.png")
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            page.save(written[-1])
+    return written
 
 
 def _worst(
@@ -128,12 +147,15 @@ def _worst(
     chosen.end(levels(cases, chosen.threshold)[0].values("test"))
     beyond = logit(cases.films.probabilities) - float(logit(np.array([chosen.threshold]))[0])
     order = np.argsort(beyond * (2 * cases.films.labels - 1), kind="stable")[:count]
-    films = tuple((chosen.paths[place], LABELS[chosen.films[place].label]) for place in order)
+    classes = chosen.loaded.bundle.classes
+    films = tuple((chosen.paths[place], classes[chosen.films[place].label]) for place in order)
     return _Asked(chosen.loaded, chosen.connection, chosen.threshold, films)
 
 
-def _explained(asked: _Asked, films: Sequence[tuple[Path, str | None]]) -> tuple[list[Explained], list[Cell]]:
-    predictor, bundle = asked.loaded.predictor, asked.loaded.bundle
+def _explained(
+    loaded: registry.Loaded, threshold: float, films: Sequence[tuple[Path, str | None]]
+) -> tuple[list[Explained], list[Cell]]:
+    predictor, bundle = loaded.predictor, loaded.bundle
     pictures, squares = [], []
     for path, _ in films:
         try:
@@ -144,9 +166,9 @@ def _explained(asked: _Asked, films: Sequence[tuple[Path, str | None]]) -> tuple
         squares.append(to_square(native, bundle.cache_side))
     logits, maps = grad_cam(predictor.network, np.stack(squares), bundle.image_size, predictor.device)
     probabilities = probability(logits, bundle.temperature)
-    called = (probabilities >= asked.threshold).astype(np.int64)
+    called = (probabilities >= threshold).astype(np.int64)
     rows = [
-        Explained(str(path), float(value), asked.threshold, LABELS[answer], label)
+        Explained(str(path), float(value), threshold, bundle.classes[answer], label)
         for (path, label), value, answer in zip(films, probabilities, called, strict=True)
     ]
     heat = towards(maps, 2 * called - 1)
@@ -154,22 +176,32 @@ def _explained(asked: _Asked, films: Sequence[tuple[Path, str | None]]) -> tuple
 
 
 def _write(
-    rows: Sequence[Explained], cells: Sequence[Cell], folder: Path, name: Callable[[str], str]
+    rows: Sequence[Explained],
+    cells: Sequence[Cell],
+    folder: Path,
+    name: Callable[[str], str],
+    title: Callable[[int, str], str],
 ) -> tuple[Path, Path]:
-    """The sheet and its table, films under the names that ``name`` makes of their paths."""
-    captions = [(Path(name(row.path)).name, _caption(row)) for row in rows]
+    """The sheet, films under the ``title`` made of number and path, and its table, under the ``name`` made of paths."""
+    captions = [(title(number, row.path), _caption(row)) for number, row in enumerate(rows, start=1)]
     page = sheet([Cell(cell.film, cell.heat, lines) for cell, lines in zip(cells, captions, strict=True)], HEADS)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) | {"path": name(row.path)} for row in rows)
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         page.save(folder / SHEET)
         (folder / TABLE).write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}; name another with --out") from error
     return folder / SHEET, folder / TABLE
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}; name another folder") from error
 
 
 def _caption(row: Explained) -> str:
@@ -180,8 +212,11 @@ def _caption(row: Explained) -> str:
 
 
 def _log(asked: _Asked, rows: Sequence[Explained], cells: Sequence[Cell], what: str, workspace: Workspace) -> None:
-    """The same among the artifacts of the model's run; in a store elsewhere films have pseudonyms."""
+    """The same among the artifacts of the model's run: the sheet numbers its films, as reports show it.
+
+    In a store elsewhere the table has pseudonyms.
+    """
     own = (lambda path: path) if asked.connection.local else Pseudonyms(workspace).film
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        for path in _write(rows, cells, Path(folder), own):
+        for path in _write(rows, cells, Path(folder), own, lambda number, _: f"film {number}"):
             log_run_file(asked.connection, asked.loaded.run_id, path, f"explain-{what}")

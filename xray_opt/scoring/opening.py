@@ -6,8 +6,6 @@ on the model's MLflow run and on the study's.
 
 from __future__ import annotations
 
-import getpass
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ from xray_opt.config import Workspace, redacted
 from xray_opt.dataset import Film, Manifest
 from xray_opt.errors import DataError, StudyError
 from xray_opt.leaderboard import Opening, note_opening, openings
-from xray_opt.mlflow_client import Connection
+from xray_opt.mlflow_client import Connection, user_name
 from xray_opt.places import Place, known_storages
 from xray_opt.tracking import MANIFEST, STORAGE, log_run_metrics, tag_opening
 from xray_opt.tuning import read_study
@@ -61,7 +59,7 @@ class SealedTest:
         """
         tags = self.loaded.tags
         opening = Opening(
-            who=_user(),
+            who=user_name(),
             when=datetime.now(UTC).isoformat(timespec="milliseconds"),
             why=why,
             trial=next((int(tags[name]) for name in TRIAL_TAGS if name in tags), None),
@@ -99,14 +97,6 @@ class SealedTest:
         if self.loaded.run_id:
             line = f"{opening.when} {opening.who}: {opening.why}"
             tag_opening(self.connection, self.loaded.run_id, line, counts)
-
-
-def _user() -> str:
-    """Who runs this; in a container the number may have no name."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return f"uid {os.getuid()}"
 
 
 def _program() -> str:

@@ -1,0 +1,167 @@
+"""From the name of a model to a file that other runtimes read, written whole or not at all, and only if it agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from xray_opt import __version__, registry
+from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD
+from xray_opt.calibration import probability
+from xray_opt.config import Workspace
+from xray_opt.errors import ConfigError, ModelError, XrayError, one_line
+from xray_opt.evaluate import predict_logits
+from xray_opt.export.formats import FORMATS, Ask
+from xray_opt.export.network import FilmNetwork
+from xray_opt.mlflow_client import connect
+from xray_opt.places import Place
+
+#: Largest difference of a probability from that of ``predict``. Made-up films that every file is checked on.
+TOLERANCE, CHECKED = 1e-4, 8
+WARNING = "Not for clinical use. A research result on one set of films."
+INPUT = (
+    "(N, cache_side, cache_side) uint8: decode the film upright as 8-bit grey, squash it to the square with Pillow's "
+    "resize((cache_side, cache_side), Image.Resampling.BILINEAR)"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        sha256: of the file; ``source_sha256`` is that of the adapter bundle, as its record names it.
+        version: registered version, ``NAME/NUMBER``; empty for runs and folders.
+        difference: largest one of a probability from ``predict``'s, on made-up films.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+    source: str
+    source_sha256: str
+    run: str
+    version: str
+    difference: float
+
+
+def export(
+    model: str, kind: str, out: Path, workspace: Workspace, place: Place = Place(), force: bool = False
+) -> Exported:
+    """Write ``model``, its adapter merged, as a file of the format ``kind``, after its own runtime was asked.
+
+    Args:
+        model: MLflow model URI, ``runs:/RUN_ID`` or the folder of a bundle.
+        kind: ``onnx``, ``torch-export`` or ``safetensors``.
+        out: the file, which ends as the format's files do.
+        force: write over a file.
+
+    Raises:
+        ConfigError: unknown format, wrong ending, the file exists or cannot be written, or a package is missing.
+        ModelError: what was made does not agree with the model; nothing is written.
+        TrackingError: no such model.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind}: known are {', '.join(FORMATS)}")
+    one = FORMATS[kind]
+    if out.suffix != one.suffix:
+        raise ConfigError(f"--out {out}: files of the format {kind} end in {one.suffix}")
+    _require_absent(out, force)
+    connection = connect(place.tracking(workspace), workspace)
+    loaded = registry.load(connection, model, torch.device("cpu"))
+    try:
+        content = one.write(FilmNetwork(loaded.predictor.network, loaded.bundle), facts(loaded, model))
+        difference = checked(loaded, one.read(content, loaded.bundle))
+    except XrayError:
+        raise
+    except Exception as error:  # exporters and runtimes raise whatever they like
+        raise ModelError(f"{model} cannot be exported as {kind}: {one_line(error)}") from error
+    _write(content, out, force)
+    digest = hashlib.sha256(content).hexdigest()
+    origin = (loaded.run_id, loaded.version)
+    return Exported(str(out), kind, len(content), digest, model, loaded.bundle.sha256, *origin, difference)
+
+
+def facts(loaded: registry.Loaded, model: str) -> dict[str, str]:
+    """What a reader of the file must know, as texts: the same names in every format."""
+    bundle = loaded.bundle
+    where = {"run": loaded.run_id, "version": loaded.version}
+    source = Path(model).name if not re.match(r"(models|runs):/", model) else model
+    return {
+        "warning": WARNING,
+        "made_by": f"xray-opt {__version__}",
+        "source": source,
+        "source_sha256": bundle.sha256,
+        "base_sha256": bundle.base_sha256,
+        "classes": json.dumps(bundle.classes),
+        "threshold": repr(float(bundle.threshold)),
+        "thresholds": json.dumps(dict(bundle.thresholds), sort_keys=True),
+        "temperature": repr(float(bundle.temperature)),
+        "image_size": str(bundle.image_size),
+        "cache_side": str(bundle.cache_side),
+        "input": INPUT,
+        "preprocessing": bundle.preprocessing,
+        "mean": json.dumps(IMAGENET_MEAN),
+        "std": json.dumps(IMAGENET_STD),
+        "scores": json.dumps(dict(bundle.scores), sort_keys=True),
+    } | {name: value for name, value in where.items() if value}
+
+
+def checked(loaded: registry.Loaded, ask: Ask) -> float:
+    """The largest difference of a probability on made-up films, asked together and one alone.
+
+    Raises:
+        ModelError: it is beyond the tolerance.
+    """
+    films = noise(CHECKED, loaded.bundle.cache_side)
+    predictor = loaded.predictor
+    logits = predict_logits(predictor.network, films, loaded.bundle.image_size, predictor.device)
+    wanted = probability(logits, loaded.bundle.temperature)
+    found = np.concatenate([ask(films), ask(films[:1])])
+    difference = float(np.abs(found - np.append(wanted, wanted[0])).max())
+    if not difference <= TOLERANCE:  # NaN is beyond it too
+        raise ModelError(f"the exported model differs from predict by {difference:.2g} in probability: not written")
+    return difference
+
+
+def noise(count: int, side: int) -> NDArray[np.uint8]:
+    """(count, side, side) uint8 squares of smooth noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 12, 12), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in coarse])
+
+
+def _require_absent(out: Path, force: bool) -> None:
+    if os.path.lexists(out) and (out.is_dir() or not force):
+        hint = "name another file with --out" if out.is_dir() else "name another file, or write over it with --force"
+        raise ConfigError(f"{out} exists already; {hint}")
+
+
+def _write(content: bytes, out: Path, force: bool) -> None:
+    """The whole file or nothing; whoever reads it meanwhile has the old one."""
+    part = out.with_name(f".{out.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _require_absent(out, force)
+        part.replace(out)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot write {out}: {reason}; check free space and permissions") from error
+    finally:
+        with suppress(OSError):  # what could not be made cannot be removed
+            part.unlink()
