@@ -82,7 +82,7 @@ def test_the_page_is_well_formed_and_its_ids_are_its_own(full):
 
 def test_every_section_stands_there_and_not_for_clinical_use_on_top(full):
     assert [value for tag, name, value in full.attributes if (tag, name) == ("section", "id")] == [
-        one.key for one in SECTIONS
+        one.key for one in SECTIONS if one.key != "front"
     ]
     words = " ".join(full.said)
     assert words.index("Not for clinical use") < words.index("In short")

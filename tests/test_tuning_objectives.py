@@ -124,7 +124,7 @@ def test_optuna_and_its_dashboard_know_both_objectives(workspace):
 def test_a_continued_study_equals_an_uninterrupted_one(tmp_path, name):
     params = []
     study = replace(STUDY, sampler=SamplerConfig(name, startup_trials=4))
-    for place, calls in (("once", (14,)), ("twice", (3, 9, 14))):
+    for place, calls in (("once", (9,)), ("twice", (3, 9))):
         workspace = Workspace(tmp_path / place)
         workspace.root.mkdir()
         with warnings.catch_warnings():
@@ -133,21 +133,8 @@ def test_a_continued_study_equals_an_uninterrupted_one(tmp_path, name):
                 opened(workspace, study).tune(trade, total)
         params.append([dict(trial.params) for trial in read_study("two", workspace).trials])
     assert params[0] == params[1]
-    assert len({one["optimizer.learning_rate"] for one in params[0]}) == 14
-
-
-def test_the_search_goes_towards_the_front(tmp_path):
-    """Cheap and poor or dear and good are equals; a bad rate is neither, so later trials avoid it."""
-
-    def objective(trial):
-        rank, rate = trial.params.get("lora.rank", 0), trial.params["optimizer.learning_rate"]
-        return Outcome(0.5 + rank / 200 - abs(rate - 1e-3), second=1000 + rank + 1e5 * abs(rate - 1e-3))
-
-    workspace = Workspace(tmp_path)
-    opened(workspace).tune(objective, 40)
-    rates = [trial.params["optimizer.learning_rate"] for trial in read_study("two", workspace).trials]
-    far = [sum(rate > 1e-2 for rate in part) for part in (rates[:20], rates[20:])]
-    assert far[1] <= far[0]
+    different = len({one["optimizer.learning_rate"] for one in params[0]})
+    assert 4 < different < 9 if name == "nsgaii" else different == 9, "a generation crosses what the one before drew"
 
 
 def test_a_failed_trial_and_one_without_a_number_have_no_values(workspace):
@@ -179,7 +166,7 @@ def test_each_objective_has_its_importances(workspace):
         return Outcome(trial.params["optimizer.learning_rate"], second=float(trial.params.get("lora.rank", 0)))
 
     sampler = SamplerConfig("random")
-    opened(workspace, replace(STUDY, sampler=sampler)).tune(objective, 30)
+    opened(workspace, replace(STUDY, sampler=sampler)).tune(objective, 24)
     first = importances("two", workspace)
     second = importances("two", workspace, objective="parameters")
     assert max(first, key=first.get) == "optimizer.learning_rate"
