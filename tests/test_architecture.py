@@ -20,7 +20,7 @@ ROWS = (
     ("feed",),
     ("evaluate",),
     ("mlflow_client", "trainer", "system_metrics", "robustness", "explain"),
-    ("tracking", "registry", "served_model"),
+    ("tracking", "registry", "served_model", "objectives"),
     ("experiment",),
     ("tuning",),
     ("leaderboard", "places", "kept_base", "overlap"),

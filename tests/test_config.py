@@ -186,7 +186,8 @@ def test_rules_hold_what_is_computed_and_not_where(tmp_path):
     changed = dataclasses.replace(tiny, config=override(tiny.config, {"training.epochs": 3}))
     assert tiny.rules() == elsewhere.rules()
     assert tiny.rules() != changed.rules()
-    assert "lora.rank" not in tiny.rules()["fixed"]
+    assert "training.batch_size" not in tiny.rules()["fixed"]
+    assert tiny.rules()["fixed"]["lora.rank"] == 16, "it stands where the condition does not hold"
 
 
 @pytest.mark.parametrize("path", sorted(shipped_studies().glob("*.yaml")), ids=lambda path: path.stem)
@@ -212,7 +213,7 @@ def test_studies_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     workspace.studies.mkdir()
     (workspace.studies / "laptop.yaml").write_text(GOOD)
     assert find_study("laptop", workspace) == workspace.studies / "laptop.yaml"
-    with pytest.raises(ConfigError, match="shipped studies: demo, laptop, reference"):
+    with pytest.raises(ConfigError, match="shipped studies: demo, laptop, pareto, reference"):
         find_study("elsewhere/laptop.yaml", workspace)
 
 

@@ -6,10 +6,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from small_sets import kaggle_set
 
 from xray_opt import feed as room
-from xray_opt.cache import Split
-from xray_opt.feed import Feed, feed
+from xray_opt.cache import Images, Split
+from xray_opt.config import Config, Workspace, override
+from xray_opt.dataset import prepare
+from xray_opt.feed import Feed, Sizes, feed
 
 CPU = torch.device("cpu")
 
@@ -89,3 +92,36 @@ def test_films_that_find_the_memory_taken_are_read_ahead(split: Split, monkeypat
         films = Feed(split, CPU, 10**6)
     assert not films.resident
     assert np.array_equal(next(films.batches(ORDER))[0].numpy(), own(ORDER[0]))
+
+
+def test_films_of_other_sizes_leave_the_device() -> None:
+    def images(name: str) -> Images:
+        return Images(make_split(), make_split(), 6, name)
+
+    sizes = Sizes({32: images("a"), 48: images("b")})
+    small, large = (override(Config(), {"image.size": size}) for size in (32, 48))
+    assert sizes.at(small) is sizes.first
+    assert (sizes.at(large).manifest, sizes.side(large)) == ("b", 6)
+    kept, stranger = sizes.at(small), make_split()
+    first = [feed(split, CPU) for split in (kept.train, kept.val, stranger)]
+    assert [feed(split, CPU) for split in (sizes.at(small).train, kept.val)] == first[:2]
+    other = sizes.at(large)
+    assert (id(kept.train), "cpu") not in room._FEEDS
+    assert feed(stranger, CPU) is first[2], "films that are not of the study stay"
+    again = feed(other.train, CPU)
+    assert sizes.at(large) is other
+    assert feed(other.train, CPU) is again
+    before = len(room._FEEDS)
+    del sizes, kept, other
+    gc.collect()
+    assert len(room._FEEDS) < before
+
+
+def test_each_size_is_decoded_once(tmp_path) -> None:
+    workspace = Workspace(tmp_path)
+    root = kaggle_set(tmp_path / "set", patients=6, films=1)
+    manifest = prepare(override(Config(), {"data.root": str(root)}).data)
+    sizes = Sizes.open(manifest, (32, 48), workspace)
+    assert sizes.side(override(Config(), {"image.size": 32})) < sizes.side(override(Config(), {"image.size": 48}))
+    assert len(list(workspace.caches.glob("*/pixels.npy"))) == 2
+    assert sizes.first.val.paths == sizes.at(override(Config(), {"image.size": 48})).val.paths

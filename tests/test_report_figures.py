@@ -9,7 +9,7 @@ import pytest
 from report_records import HOSTILE, RANK, RATE, films, logits, mixed, predictions, study, trial, whole
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from xray_opt.report import Evidence, Predictions, curves, figures_study
+from xray_opt.report import Evidence, Predictions, curves, figures_front, figures_study
 from xray_opt.report import figures_scores as scores
 from xray_opt.report.drawing import drawn
 
@@ -240,3 +240,42 @@ def test_the_confusion_matrix_tells_counts_and_shares():
     ]  # fmt: skip
     nothing = scores.confusion("films", dict.fromkeys(counts, 0))
     assert nothing.count("0.0 %") == 4
+
+
+def two(*values, second="parameters") -> Evidence:
+    own = [replace(trial(number, "COMPLETE", one[0]), second=one[1]) for number, one in enumerate(values)]
+    record = study(*own)
+    rules = record.notes["rules"] | {"objectives": ["val.f1", second]}
+    shares = {RATE: 0.6, RANK: 0.4}
+    return Evidence(replace(record, notes={"rules": rules}), "now", "0.1.0", importances_second=shares)
+
+
+def test_the_front_is_stairs_between_its_trials():
+    root = read(figures_front.front(two((0.9, 1e6), (0.8, 1e4), (0.7, 1e5), (0.5, 1e3))))
+    assert len(points(root, "front-best")) == 3
+    assert len(points(root, "front-others")) == 1
+    stairs = path(root, "front-stairs")
+    assert (np.diff(stairs[:, 0]) <= 1e-6).all(), "towards fewer parameters"
+    first, corner = stairs[0], stairs[1]
+    assert corner[0] == pytest.approx(first[0])
+    assert corner[1] > first[1], "right beside a trial only the next one is as cheap"
+    assert {"0", "1", "3"} <= set(words(root))
+    assert any("fewer is better" in text for text in words(root))
+
+
+@pytest.mark.parametrize(("second", "better"), [("latency", "less"), ("robustness", "more"), (HOSTILE, "more")])
+def test_the_axis_of_a_front_says_which_way_is_better(second, better):
+    root = read(figures_front.front(two((0.9, 0.5), (0.8, 0.7), second=second)))
+    assert any(f"{better} is better" in text for text in words(root))
+
+
+def test_a_front_without_trials_and_with_numbers_that_are_none():
+    assert group(read(figures_front.front(two())), "front-empty") is not None
+    root = read(figures_front.front(two((0.9, float("nan")), (0.8, 1.0), (float("nan"), 2.0))))
+    assert len(points(root, "front-best")) <= 1
+
+
+def test_the_second_importances_have_ids_of_their_own():
+    svg = str(figures_study.importances(two((0.9, 1.0)), second=True))
+    assert 'id="importances-second-bar-0"' in svg
+    assert "parameters" in svg

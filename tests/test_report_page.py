@@ -101,7 +101,7 @@ def test_the_page_is_well_formed_and_its_ids_are_its_own(full):
 
 def test_every_section_stands_there_and_not_for_clinical_use_on_top(full):
     assert [value for tag, name, value in full.attributes if (tag, name) == ("section", "id")] == [
-        one.key for one in SECTIONS
+        one.key for one in SECTIONS if one.key != "front"
     ]
     words = " ".join(full.said)
     assert words.index("Not for clinical use") < words.index("In short")
@@ -359,3 +359,31 @@ def test_pieces():
     made = table(HOSTILE, [HOSTILE, HOSTILE], [[HOSTILE, 1.0]])
     assert "<script" not in made
     assert '<td class="number">1.0000</td>' in made
+
+
+def test_the_front_is_a_section_of_a_study_with_two_objectives_alone():
+    assert 'id="front"' not in page(whole())
+    full = whole()
+    trials = tuple(
+        replace(one, second=float(one.number)) if one.state == "COMPLETE" else one for one in full.study.trials
+    )
+    rules = full.study.notes["rules"] | {"objectives": ["val.f1", "latency"]}
+    record = replace(full.study, trials=trials, notes=full.study.notes | {"rules": rules})
+    shown = page(replace(full, study=record, importances_second={RATE: 1.0}))
+    read = Read(shown)
+    assert (read.open, read.crossed) == ([], [])
+    assert len(read.values("id")) == len(set(read.values("id")))
+    assert '<section id="front"' in shown
+    assert shown.count("★") >= len(record.front)
+    none = page(replace(full, study=replace(record, trials=())))
+    assert 'id="front"' in none
+    assert "xray-opt tune" in none
+
+
+def test_the_card_names_the_settings_that_the_chosen_trial_had():
+    full = whole()
+    chosen = replace(full.chosen, settings={RATE: "0.002", RANK: "16", "model.strategy": "linear"})
+    own = [replace(one, params={RATE: 0.002}) if one.number == 5 else one for one in full.study.trials]
+    bare_of_rank = replace(full, chosen=chosen, study=replace(full.study, trials=tuple(own)))
+    assert "rank" not in model_card(bare_of_rank).split("## Intended use")[0]
+    assert "rank" in model_card(replace(full, chosen=chosen)).split("## Intended use")[0]

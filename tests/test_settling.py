@@ -13,7 +13,7 @@ from PIL import Image
 from xray_opt.config import Parameter, PrunerConfig, StudyConfig
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry import aliases
-from xray_opt.settling import example_film, finished, leaderboard, settle
+from xray_opt.settling import example_film, leaderboard, settle
 from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
 
@@ -120,7 +120,7 @@ def test_a_better_trial_becomes_the_candidate_and_the_ranking_follows(tmp_path):
 
 def test_the_leaderboard_is_markdown_best_first(tuned):
     place, _, _ = tuned
-    text = leaderboard(finished(read_study("tiny", place.workspace).trials)).splitlines()
+    text = leaderboard(read_study("tiny", place.workspace)).splitlines()
     values = [float(line.split("|")[2]) for line in text[2:]]
     assert values == sorted(values, reverse=True)
     assert "optimizer.learning_rate" in text[0]

@@ -109,7 +109,7 @@ class Training:
         self.network = attach(base, config).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.generator = torch.Generator().manual_seed(3)
-        loss, kind = FocalLoss(config.loss.alpha, config.loss.gamma), torch.float32
+        loss, kind = FocalLoss(config.loss.alpha, config.loss.gamma, config.loss.label_smoothing), torch.float32
         if config.training.precision == "bf16":
             kind = torch.bfloat16
         same = same_kernels(config, base.sha256)
@@ -173,6 +173,7 @@ def test_recorded_operations_alone_give_the_steps(base, changed):
     losses = [course(training, (6, 3, 5, 6)) for training in (captured, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     other = override(first, {"loss.alpha": 0.8, "loss.gamma": 0.5, "optimizer.learning_rate": 1e-3})
+    other = override(other, {"loss.label_smoothing": 0.2})
     if not first.lora.dropout:
         other = override(other, {"lora.rank": 5, "lora.alpha": 3.0})
     captured, eager = (Training(base, other, how, micro=3) for how in (traced, None))
@@ -195,7 +196,7 @@ def test_trials_of_all_ranks_alphas_and_losses_share_one_capture_even_in_turns(b
     recorder = Rerun()
     changes = [
         {"lora_rank": 4, "lora_alpha": 8.0},
-        {"lora_rank": 8, "loss_alpha": 0.9},
+        {"lora_rank": 8, "loss_alpha": 0.9, "loss_label_smoothing": 0.1},
         {"lora_rank": 16, "loss_gamma": 0.0, "training_seed": 3},
         {"lora_rank": 32, "lora_alpha": 64.0, "optimizer_learning_rate": 1e-2},
     ]
@@ -313,6 +314,7 @@ def test_addresses_stay_what_they_were(base):
             captured._share,
             captured._alpha,
             captured._gamma,
+            captured._smoothing,
             captured._total,
         ]
         kept += [*captured._twin.parameters(), *captured._twin.buffers(), *trial._halves, *trial._own]

@@ -23,6 +23,7 @@ from xray_opt.config import Config
 from xray_opt.dataset import Pseudonyms
 from xray_opt.evaluate import Assessment, assess, predict_logits
 from xray_opt.faults import device_faults, disk_faults
+from xray_opt.objectives import measure
 from xray_opt.tracking import Run, Tracking
 from xray_opt.trainer import Epoch, Trainer
 
@@ -40,6 +41,7 @@ class Result:
         best_epoch: epoch whose weights were kept.
         epochs: every epoch, also those trained before a resume.
         assessment: fp32 validation scores of the saved adapter, at 0.5 and at its own threshold.
+        second: what the job's objective measured, if it has one.
         seconds: wall time from first film to last artifact.
     """
 
@@ -49,6 +51,7 @@ class Result:
     assessment: Assessment
     seconds: float
     was_waiting: bool = False
+    second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Job:
     """One run to do: its settings, its place in the tracking, its checkpoint, and who watches.
 
     ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint, ``started`` the run's id; ``keep`` is a
-    new folder for a copy of the adapter bundle and its base weights.
+    new folder for a copy of the adapter bundle and its base weights; ``objective`` is what else than F1 is measured
+    (see :mod:`xray_opt.objectives`) and logged as ``objective.NAME``.
     """
 
     config: Config
@@ -69,6 +73,7 @@ class Job:
     started: Callable[[str], None] = lambda run_id: None
     say: Callable[[str], None] = lambda line: None
     keep: Path | None = None
+    objective: str | None = None
 
 
 def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pseudonyms: Pseudonyms) -> Result:
@@ -89,9 +94,9 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
         for epoch in trainer.epochs():
             run.log_epoch(epoch)
             job.watch(epoch)
-        assessment = _record(job, trainer, images, base, run, pseudonyms)
+        assessment, second = _record(job, trainer, images, base, run, pseudonyms)
         seconds = time.monotonic() - began
-        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds, run.id != first)
+        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds, run.id != first, second)
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,10 @@ def save_best(trainer: Trainer, config: Config, images: Images, base: Base, fold
     return Saved(saved, bundle, path, assessment, logits)
 
 
-def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms) -> Assessment:
-    """Save the best adapter, score what was saved in fp32, log both."""
+def _record(
+    job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms
+) -> tuple[Assessment, float | None]:
+    """Save the best adapter, score what was saved in fp32, measure the second objective, log all."""
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         saved = save_best(trainer, job.config, images, base, Path(folder))
         run.log_folder(saved.folder, ADAPTER_ARTIFACT)
@@ -143,7 +150,11 @@ def _record(job: Job, trainer: Trainer, images: Images, base: Base, run: Run, ps
     probabilities = probability(saved.logits, saved.assessment.calibration.temperature)
     run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
     run.log_metrics(saved.metrics())
-    return saved.assessment
+    if job.objective is None:
+        return saved.assessment, None
+    second = measure(job.objective, saved.network, saved.bundle, images, resolve_device(job.config.training.device))
+    run.log_metrics({f"objective.{job.objective}": second})
+    return saved.assessment, second
 
 
 def _with_scores(draft: Bundle, assessment: Assessment, epoch: int) -> Bundle:

@@ -7,15 +7,18 @@ process. Where it does not fit, and on the CPU, a thread reads the next batch wh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xray_opt.cache import Split
+from xray_opt.cache import Images, Progress, Split, open_images
+from xray_opt.config import Config, Workspace
+from xray_opt.dataset import Manifest
 
 Indices = NDArray[np.int64]
 
@@ -86,6 +89,7 @@ class Feed:
         return pixels.pin_memory(self.device) if self.device.type == "cuda" else pixels
 
 
+#: (id of the split, device) → its feed.
 _FEEDS: dict[tuple[int, str], Feed] = {}
 
 
@@ -94,5 +98,37 @@ def feed(split: Split, device: torch.device) -> Feed:
     key = (id(split), str(device))
     if key not in _FEEDS:
         _FEEDS[key] = Feed(split, device)
-        weakref.finalize(split, _FEEDS.pop, key, None)
+        weakref.finalize(split, _FEEDS.pop, key, None)  # again where it was let go of: that does no harm
     return _FEEDS[key]
+
+
+class Sizes:
+    """The films of a study, decoded once for each image size that its trials may have.
+
+    Attributes:
+        first: those of the first size; labels and names are the same for all.
+    """
+
+    def __init__(self, images: Mapping[int, Images]) -> None:
+        self._images = dict(images)
+        self.first = next(iter(self._images.values()))
+
+    @classmethod
+    def open(
+        cls, manifest: Manifest, sizes: Iterable[int], workspace: Workspace, progress: Progress | None = None
+    ) -> Self:
+        """Decode what is not cached; raises as :func:`~xray_opt.cache.open_images` does."""
+        return cls({size: open_images(manifest, size, workspace, progress) for size in sizes})
+
+    def at(self, config: Config) -> Images:
+        """The films for trainings with these settings; those of other sizes leave the device's memory."""
+        images = self._images[config.image.size]
+        kept = {id(images.train), id(images.val)}
+        others = {id(split) for one in self._images.values() for split in (one.train, one.val)} - kept
+        for key in [key for key in _FEEDS if key[0] in others]:
+            del _FEEDS[key]
+        return images
+
+    def side(self, config: Config) -> int:
+        """Pixels of the decoded squares for these settings."""
+        return self._images[config.image.size].side

@@ -40,11 +40,17 @@ class Opening:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A study's trials, best validation F1 first, with test scores of those whose test was opened."""
+    """A study's trials, best validation F1 first, with test scores of those whose test was opened.
+
+    Of a study with two objectives ``second`` is the other one's name, and ``front`` are the trials of the Pareto front:
+    they come first.
+    """
 
     summary: str
     trials: tuple[TrialRecord, ...]
     openings: tuple[Opening, ...]
+    second: str | None = None
+    front: tuple[int, ...] = ()
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
@@ -52,9 +58,11 @@ class Leaderboard:
         test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
         # A retraining of a trial is opened under the trial's number, but its scores are not the trial's.
         tested = {opening.run or opening.trial: opening.scores for opening in self.openings if opening.scores}
-        columns = ["trial", "state", *names, "val F1", "val AUC"]
+        columns = ["trial", "state", *names, "val F1", *((self.second, "front") if self.second else ()), "val AUC"]
         rows: list[list[object]] = [
-            [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value, t.notes.get("val.auc")]
+            [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value]
+            + ([t.second, "★" if t.number in self.front else ""] if self.second else [])
+            + [t.notes.get("val.auc")]
             + [(tested.get(t.notes.get("mlflow_run")) or tested.get(t.number, {})).get(name) for name in test]
             for t in self.trials
         ]
@@ -66,20 +74,21 @@ class Leaderboard:
             "summary": self.summary,
             "test_openings": [asdict(opening) for opening in self.openings],
             "trials": [trial.to_dict() for trial in self.trials],
-        }
+        } | ({"second": self.second, "front": list(self.front)} if self.second else {})
 
 
 def leaderboard(study: str, workspace: Workspace, storage: str | None = None) -> Leaderboard:
-    """Trials of ``study``: complete ones by validation F1, then pruned ones, then the rest.
+    """Trials of ``study``: complete ones by validation F1 (those of a front first), then pruned ones, then the rest.
 
     Raises:
         StudyError: no such study; the line names those there are.
     """
     record = read_study(study, workspace, storage)
-    order = {"COMPLETE": 0, "PRUNED": 1}
-    trials = sorted(record.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
+    others = sorted(record.trials, key=lambda t: (t.state != "PRUNED", t.number))
+    trials = (*record.ranked, *(t for t in others if t.state != "COMPLETE"))
+    front = tuple(t.number for t in record.front) if record.second else ()
     summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
-    return Leaderboard(summary, tuple(trials), tuple(openings(record)))
+    return Leaderboard(summary, trials, tuple(openings(record)), record.second, front)
 
 
 def openings(study: StudyRecord) -> list[Opening]:

@@ -1,4 +1,5 @@
-"""Focal loss for binary classification (Lin et al., *Focal Loss for Dense Object Detection*, 2017)."""
+"""Focal loss for binary classification (Lin et al., *Focal Loss for Dense Object Detection*, 2017); smoothed labels
+(Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2016)."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ class FocalLoss(nn.Module):
     Args:
         alpha: weight of positives; negatives weigh ``1 - alpha``.
         gamma: 0 gives alpha-weighted cross-entropy.
+        smoothing: share of each label that is spread evenly over both classes, as torch's ``CrossEntropyLoss`` does it.
 
-    Both may be tensors of shape (), which are read at each call.
+    All may be tensors of shape (), which are read at each call.
     """
 
-    def __init__(self, alpha: float | Tensor, gamma: float | Tensor) -> None:
+    def __init__(self, alpha: float | Tensor, gamma: float | Tensor, smoothing: float | Tensor = 0.0) -> None:
         super().__init__()
         self.alpha = alpha
         self.gamma = gamma
+        self.smoothing = smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Scalar loss of (N,) logits against (N,) targets in {0, 1}; computed in fp32 at least.
@@ -29,8 +32,14 @@ class FocalLoss(nn.Module):
         """
         precise = logits if logits.dtype == torch.float64 else logits.float()
         truth = targets.to(precise.dtype)
-        margin = precise * (2 * truth - 1)
+        half = self.smoothing / 2
+        # Without smoothing this is one times the label's own loss and zero times a finite one: that loss to the bit.
+        return torch.mean((1 - half) * self._losses(precise, truth) + half * self._losses(precise, 1 - truth))
+
+    def _losses(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """(N,) losses of (N,) logits, were these the labels."""
+        margin = logits * (2 * truth - 1)
         # p_t = sigmoid(margin), so (1 - p_t)^gamma = exp(gamma * log sigmoid(-margin)).
         focus = torch.exp(self.gamma * functional.logsigmoid(-margin))
         weight = self.alpha * truth + (1 - self.alpha) * (1 - truth)
-        return torch.mean(-weight * focus * functional.logsigmoid(margin))
+        return -weight * focus * functional.logsigmoid(margin)

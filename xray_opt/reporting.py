@@ -160,6 +160,9 @@ def _gather(source: _Source, films: bool) -> Evidence:
             made=datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
             version=__version__,
             importances=importances(study.name, source.workspace, source.place.storage),
+            importances_second=importances(study.name, source.workspace, source.place.storage, study.second)
+            if study.second
+            else {},
             openings=tuple(openings(study)),
             chosen=chosen,
             final=final,

@@ -1,5 +1,7 @@
 """Settles a study when a call of ``tune`` ends: ranks its best trials, notes its leaderboard, registers its best one.
 
+With two objectives that is the one of best F1, which is on the Pareto front.
+
 Safe to repeat and to do from several workers: one settles at a time, and each finds what the one before has done.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,12 @@ from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base
-from xray_opt.config import Config, flatten
+from xray_opt.config import Config, StudyConfig, flatten
 from xray_opt.errors import StoreAway, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.tracking import WAITING, RankedTrial, Tracking, TrialEnd
-from xray_opt.tuning import OpenStudy, TrialRecord, storage_url
+from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
 from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.storage import open_storage, reachable
 
@@ -49,14 +51,14 @@ def settle(
     url = storage_url(opened.workspace, opened.config.storage)
     with one_at_a_time(url, opened.config.name), quickly(LARGEST):
         record = opened.read()
-        best = finished(record.trials)
+        best = record.ranked
         tracking.rank_models([RankedTrial(_run_of(t, tracking), t.number, t.value or 0.0) for t in best[:RANKED]])
         tracking.log_metrics({"trials.complete": len(best), "trials.pruned": record.count("PRUNED")})
         if not best:
             return None
         tracking.log_metrics({"best.f1": best[0].value or 0.0})
-        tracking.note(leaderboard(best))
-        return _register(best[0], opened.config.config.tracking.registered_model, tracking, connection, base, tags)
+        tracking.note(leaderboard(record))
+        return _register(best[0], opened.config, tracking, connection, base, tags)
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,16 @@ def require_sent(tracking: Tracking, command: str) -> None:
 
 def _register(
     best: TrialRecord,
-    name: str,
+    study: StudyConfig,
     tracking: Tracking,
     connection: Connection,
     base: Base,
     tags: Mapping[str, str],
 ) -> registry.Version:
-    run_id = _run_of(best, tracking)
+    run_id, name = _run_of(best, tracking), study.config.tracking.registered_model
     facts = {**tags, "xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
+    if best.second is not None:
+        facts[f"objective.{study.second}"] = f"{best.second:.6g}"
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         bundle = tracking.download(run_id, ADAPTER_ARTIFACT, Path(folder))
         return registry.register(connection, run_id, bundle, base, name, facts, example_film())
@@ -162,17 +166,14 @@ def one_at_a_time(url: str, study: str) -> Iterator[None]:
         yield
 
 
-def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, best first; the earliest of equals."""
-    return sorted((t for t in trials if t.state == "COMPLETE"), key=lambda t: (-(t.value or 0), t.number))
-
-
-def leaderboard(best: Sequence[TrialRecord]) -> str:
-    """Markdown table of finished trials for the note of the study's run in MLflow."""
+def leaderboard(record: StudyRecord) -> str:
+    """Markdown table of finished trials for the note of the study's run in MLflow; those of a front come first."""
+    best, front = record.ranked, {trial.number for trial in record.front}
     names = sorted({name for trial in best for name in trial.params})
-    rows = [["trial", "val F1", "val AUC", *names]]
+    rows = [["trial", "val F1", "val AUC", *((record.second, "front") if record.second else ()), *names]]
     rows += [
         [str(t.number), f"{t.value:.4f}", f"{t.notes.get('val.auc', float('nan')):.4f}"]
+        + ([f"{t.second:.6g}", "★" if t.number in front else ""] if record.second else [])
         + [f"{value:.3g}" if isinstance(value := t.params.get(name, ""), float) else str(value) for name in names]
         for t in best
     ]

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from xray_opt import registry
 from xray_opt.backbone import Base, save_base
-from xray_opt.cache import Images, open_images
+from xray_opt.cache import Images
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
 from xray_opt.errors import AccessRefused, StoreAway, StudyError, TrackingError
 from xray_opt.experiment import Job, run_experiment
+from xray_opt.feed import Sizes
 from xray_opt.kept_base import fresh_base, study_base
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.overlap import OVERLAP, overlap_tags, require_apart
@@ -91,13 +92,18 @@ class Work:
     """A study that is open for work in this process: all that a trial needs is at hand."""
 
     opened: OpenStudy
-    images: Images
+    films: Sizes
     base: Base
     tracking: Tracking
     connection: Connection
     tags: Mapping[str, str]
     pseudonyms: Pseudonyms
     watcher: StudyWatcher
+
+    @property
+    def images(self) -> Images:
+        """Train and val for whoever wants labels and names alone: they are the same at all image sizes."""
+        return self.films.first
 
     def run(self, total: int, timeout: float | None = None, crew: Crew | None = None) -> Tally:
         """Run trials in this process; see ``OpenStudy.tune``."""
@@ -133,14 +139,15 @@ class Work:
             replay=lambda epoch: trial.replay(epoch.number, epoch.val.f1),
             started=started,
             say=self.watcher.say,
+            objective=self.opened.config.second,
         )
-        result = run_experiment(job, self.images, self.base, self.tracking, self.pseudonyms)
+        result = run_experiment(job, self.films.at(trial.config), self.base, self.tracking, self.pseudonyms)
         if result.was_waiting:
             started(result.run_id)
         scores = result.assessment.scores
         notes = {"val.auc": scores.auc, "val.accuracy": scores.accuracy, "val.precision": scores.precision}
         notes |= {"val.recall": scores.recall, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 2)}
-        return Outcome(scores.f1, notes)
+        return Outcome(scores.f1, notes, result.second)
 
     def _own_tags(self, trial: TrialContext) -> dict[str, str]:
         page = self.opened.trial_page(trial.number)
@@ -251,9 +258,7 @@ def _at_work(
     overlap = require_apart(base, manifest, study.config.model, watcher.say)
     connection = connect(study.config.tracking, workspace, excused)
     require_same_store(connection, study.name, opened.notes.get(STORE), opened.notes.get(PARENT))
-    images = open_images(
-        manifest, study.config.image.size, workspace, lambda done, n: watcher.progress("decode", done, n)
-    )
+    films = Sizes.open(manifest, study.image_sizes, workspace, lambda done, n: watcher.progress("decode", done, n))
     storage = storage_digest(storage_url(workspace, study.storage))
     tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY]), STORAGE: storage}
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
@@ -264,7 +269,7 @@ def _at_work(
             opened.annotate(PARENT, tracking.parent_id)
         if overlap is not None:
             opened.annotate(OVERLAP, overlap.to_dict())
-        yield Work(opened, images, base, tracking, connection, tags, Pseudonyms(workspace), watcher)
+        yield Work(opened, films, base, tracking, connection, tags, Pseudonyms(workspace), watcher)
 
 
 def _others_at_work(opened: OpenStudy) -> bool:

@@ -1,6 +1,15 @@
 """What is trained on top of the base: LoRA, linear probe or everything; and the bundle that carries it."""
 
-from xray_opt.adapter.attach import attach, logits, lora_targets, restore, set_mode, trainable_state, without_peft
+from xray_opt.adapter.attach import (
+    attach,
+    logits,
+    lora_targets,
+    restore,
+    set_mode,
+    trainable,
+    trainable_state,
+    without_peft,
+)
 from xray_opt.adapter.bundle import Bundle, make_bundle
 from xray_opt.adapter.files import load_bundle, read_bundle, save_bundle
 from xray_opt.adapter.merged import merged
@@ -21,6 +30,7 @@ __all__ = [
     "run_rest",
     "save_bundle",
     "set_mode",
+    "trainable",
     "trainable_state",
     "without_peft",
 ]

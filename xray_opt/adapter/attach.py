@@ -107,6 +107,11 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     return answer.squeeze(1)
 
 
+def trainable(network: nn.Module) -> int:
+    """How many weights are trained."""
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+
+
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU of all that may differ from the base: trained weights, and statistics of trained BatchNorm."""
     return {name: value.detach().cpu().clone() for name, value in _differing(network).items()}

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xray_opt.adapter import attach
+from xray_opt.adapter import attach, trainable
 from xray_opt.config import Config, override
 from xray_opt.confirm.confirming import CONFIRMS, WHICH
 from xray_opt.errors import StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
-from xray_opt.settling import finished, require_sent
+from xray_opt.settling import require_sent
 from xray_opt.tracking import child_runs, close_lost
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.trainer.checkpoint import identity
@@ -60,7 +60,7 @@ def best_lora(work: Work) -> tuple[TrialRecord, str]:
         StudyError: no complete trial trained LoRA.
     """
     record = work.opened.read()
-    trials = [one for one in finished(record.trials) if _settings(work, one).model.strategy == "lora"]
+    trials = [one for one in record.ranked if _settings(work, one).model.strategy == "lora"]
     if not trials:
         raise StudyError("the study has no complete trial of strategy lora to compare with: run xray-opt tune first")
     winner = (record.notes.get("confirmation") or {}).get("winner")
@@ -98,7 +98,7 @@ def _strategy(work: Work, trial: TrialRecord, strategy: str, seeds: int, rates: 
     except TrainingError as error:
         failed = f"a training gave no result: {error}"
         work.watcher.say(f"{strategy}: {failed}")
-    return Trained(strategy, config, _trainable(work, config), tuple(runs), failed)
+    return Trained(strategy, config, trainable(attach(work.base, config)), tuple(runs), failed)
 
 
 def _best_rate(work: Work, trial: TrialRecord, config: Config, rates: int) -> Config:
@@ -153,7 +153,7 @@ def _run(work: Work, trial: TrialRecord, config: Config, place: str) -> Any:
         watch=lambda epoch: work.watcher.epoch(trial.number, epoch),
         say=work.watcher.say,
     )
-    result = run_experiment(job, work.images, work.base, work.tracking, work.pseudonyms)
+    result = run_experiment(job, work.films.at(config), work.base, work.tracking, work.pseudonyms)
     discard_checkpoint(checkpoint)
     require_sent(work.tracking, "baseline")
     made = work.tracking.find_run(result.run_id)
@@ -178,10 +178,5 @@ def _known(work: Work) -> Sequence[Any]:
 
 
 def _digest(work: Work, config: Config) -> str:
-    images = work.images
-    decides = identity(config, work.base.sha256, images.manifest.sha256, images.side)
+    decides = identity(config, work.base.sha256, work.images.manifest.sha256, work.films.side(config))
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _trainable(work: Work, config: Config) -> int:
-    return sum(weight.numel() for weight in attach(work.base, config).parameters() if weight.requires_grad)

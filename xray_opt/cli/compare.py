@@ -15,7 +15,8 @@ from xray_opt.cli.output import print_json, print_table, short_names
 def compare(study_name: str, storage: str | None, as_json: bool) -> None:
     """Every trial of STUDY with its settings and val F1, best first; test scores only where the test was opened.
 
-    Validation picks the winner: a test score here is for reading, never for choosing.
+    With two objectives the trials of the Pareto front come first, marked ★. Validation picks the winner: a test score
+    here is for reading, never for choosing.
     """
     from xray_opt.config import Workspace
     from xray_opt.leaderboard import leaderboard

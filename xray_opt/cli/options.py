@@ -67,11 +67,11 @@ def study_from(name: str, rename: str | None, seed: int | None, **options: Any) 
     """The study file ``name`` with the run options applied to its fixed settings.
 
     Raises:
-        ConfigError: a searched setting was given as a fixed one.
+        ConfigError: a searched setting was given as a fixed one, or one with which the space makes no sense.
     """
     import dataclasses
 
-    from xray_opt.config import Workspace, find_study, load_study, parse_assignments
+    from xray_opt.config import Workspace, check_space, find_study, load_study, parse_assignments
     from xray_opt.errors import ConfigError
 
     study = load_study(find_study(name, Workspace.here()))
@@ -79,6 +79,7 @@ def study_from(name: str, rename: str | None, seed: int | None, **options: Any) 
     if both := sorted(searched & set(parse_assignments(options["sets"]))):
         raise ConfigError(f"{both[0]} is searched by study {study.name}; take it out of the space to fix it")
     config = settings_from(study.config, seed=seed, **options)
+    check_space(study.space, config)
     return dataclasses.replace(
         study, name=rename or study.name, config=config, seed=study.seed if seed is None else seed
     )

@@ -33,6 +33,7 @@ class Progress:
         self.counted = 0
         self.best: tuple[float, int] | None = None
         self.epochs = 0
+        self.second: str | None = None
         self.running: dict[int, str] = {}
         self.slots: dict[int, str] = {}
         self.announced: dict[str, float] = {}
@@ -67,7 +68,7 @@ class Progress:
 
     def trial_started(self, number: int, study: StudyConfig, params: Mapping[str, object]) -> None:
         """Announce a trial and its params."""
-        self.epochs = study.config.training.epochs
+        self.epochs, self.second = study.config.training.epochs, study.second
         shown = ", ".join(
             f"{short} {cell(value)}" for short, value in zip(short_names(params), params.values(), strict=True)
         )
@@ -102,6 +103,7 @@ class Progress:
         what = f"failed: {record.reason}, {record.message}"
         if record.state == "COMPLETE":
             what = f"val F1 {cell(record.value)}"
+            what += f", {self.second} {cell(record.second)}" if record.second is not None else ""
         elif record.state == "PRUNED":
             what = f"pruned after epoch {max(record.intermediate, default=0)}"
         trial = f"{self._slot(record.number)}trial {record.number}"

@@ -49,9 +49,10 @@ def show(name: str, storage: str | None, as_json: bool) -> None:
 
     place = find_place(Workspace.here(), name, storage)
     record = read_study(str(place.study), Workspace.here(), place.storage)
-    weights = importances(record.name, Workspace.here(), place.storage)
+    weights = {one: importances(record.name, Workspace.here(), place.storage, one) for one in record.objectives}
     if as_json:
-        print_json(record.to_dict() | {"importances": weights})
+        # Of a study with one objective, its own.
+        print_json(record.to_dict() | {"importances": weights if record.second else weights[record.objectives[0]]})
         return
     names = sorted({param for trial in record.trials for param in trial.params})
     rows = [
@@ -59,20 +60,23 @@ def show(name: str, storage: str | None, as_json: bool) -> None:
             t.number,
             t.state.lower(),
             t.value,
+            *([t.second] if record.second else []),
             len(t.intermediate),
             *(t.params.get(name) for name in names),
             t.reason or "",
         ]
         for t in record.trials
     ]
-    print_table(["trial", "state", "val F1", "epochs", *short_names(names), "reason"], rows, title=record.name)
+    heads = ["trial", "state", "val F1", *record.objectives[1:], "epochs", *short_names(names), "reason"]
+    print_table(heads, rows, title=record.name)
     for trial in record.trials:
         if trial.message:
             click.echo(f"trial {trial.number} failed: {trial.message}")
-    if weights:
-        click.echo("importance (PED-ANOVA):")
-        for param, weight in weights.items():
-            click.echo(f"  {weight:.2f}  {param}")
+    for objective, own in weights.items():
+        if own:
+            click.echo(f"importance for {objective} (PED-ANOVA):")
+            for param, weight in own.items():
+                click.echo(f"  {weight:.2f}  {param}")
 
 
 @study.command()

@@ -66,7 +66,7 @@ def tune(
     if as_json:
         print_json(_as_dict(report))
     else:
-        _print(report)
+        _print(report, study.second)
 
 
 def _as_dict(report: TuneReport) -> dict[str, Any]:
@@ -80,13 +80,14 @@ def _as_dict(report: TuneReport) -> dict[str, Any]:
         "failed": tally.failed,
         "started_now": tally.started_now,
         "best": best and {"trial": best.number, "val.f1": best.value, "params": best.params},
+        **({"front": [[one.number, one.value, one.second] for one in tally.front]} if tally.front else {}),
         "registered": version and {"name": version.name, "version": version.version, "aliases": list(report.aliases)},
         "mlflow_experiment": report.experiment_id,
         "waiting": report.waiting,
     }
 
 
-def _print(report: TuneReport) -> None:
+def _print(report: TuneReport, second: str | None) -> None:
     tally = report.tally
     counts = f"{tally.complete} complete, {tally.pruned} pruned, {tally.failed} failed"
     if tally.stopped == "nothing to do":
@@ -95,6 +96,8 @@ def _print(report: TuneReport) -> None:
         click.echo(f"study {report.study}: {counts}; {tally.started_now} trials run now")
     if tally.best is not None:
         click.echo(f"best: trial {tally.best.number}, val F1 {cell(tally.best.value)}")
+    for one in tally.front:
+        click.echo(f"Pareto front: trial {one.number}, val F1 {cell(one.value)}, {second} {cell(one.second)}")
     if report.version is not None:
         aliases = ", ".join(report.aliases) or "no alias"
         click.echo(f"registered: {report.version.name} version {report.version.version} ({aliases})")

@@ -15,11 +15,14 @@ from xray_opt.config.settings import (
     TrackingConfig,
     TrainingConfig,
 )
-from xray_opt.config.study import Parameter, PrunerConfig, SamplerConfig, StudyConfig
+from xray_opt.config.space import check_space
+from xray_opt.config.study import FIRST, OBJECTIVES, Parameter, PrunerConfig, SamplerConfig, StudyConfig
 from xray_opt.config.study_file import find_study, load_study, study_files
 from xray_opt.config.workspace import Workspace
 
 __all__ = [
+    "FIRST",
+    "OBJECTIVES",
     "AugmentConfig",
     "Config",
     "DataConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "TrainingConfig",
     "Workspace",
     "as_text",
+    "check_space",
     "find_study",
     "flatten",
     "load_environment",

@@ -140,14 +140,19 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Focal loss (Lin et al. 2017): ``alpha`` weighs pneumonia, ``1 - alpha`` normal; gamma 0 is cross-entropy."""
+    """Focal loss (Lin et al. 2017): ``alpha`` weighs pneumonia, ``1 - alpha`` normal; gamma 0 is cross-entropy.
+
+    In training ``label_smoothing`` of each label is spread evenly over both classes (Szegedy et al. 2016).
+    """
 
     alpha: float = 0.25
     gamma: float = 2.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0 < self.alpha < 1, "loss.alpha", "between 0 and 1", self.alpha)
         _require(0 <= self.gamma <= 10, "loss.gamma", "between 0 and 10", self.gamma)
+        _require(0 <= self.label_smoothing < 1, "loss.label_smoothing", "in [0, 1)", self.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 from xray_opt.config.dotted import Scalar, checked, flatten, mapping, merge, override, read_text, read_yaml
 from xray_opt.config.settings import Config
-from xray_opt.config.study import PRUNERS, SAMPLERS, Parameter, PrunerConfig, SamplerConfig, StudyConfig
+from xray_opt.config.space import check_condition, check_space
+from xray_opt.config.study import FIRST, PRUNERS, SAMPLERS, Parameter, PrunerConfig, SamplerConfig, StudyConfig
 from xray_opt.config.workspace import Workspace
 from xray_opt.errors import ConfigError, brief, printable, shortened
 
@@ -64,10 +65,11 @@ def load_study(path: Path) -> StudyConfig:
         _parameter(name, spec, f"{where}: space.{shortened(name)}")
         for name, spec in mapping(document.get("space"), where).items()
     )
-    _check_conditions(space, config, where)
+    objectives = _objectives(document.get("objectives"), f"{where}: objectives")
     name = _text(document.get("name", path.stem), f"{where}: name")
     storage = document.get("storage")
     try:
+        check_space(space, config)
         return StudyConfig(
             name=name,
             config=config,
@@ -75,9 +77,10 @@ def load_study(path: Path) -> StudyConfig:
             trials=_whole(document.get("trials", 20), f"{where}: trials", 1),
             seed=_whole(document.get("seed", 0), f"{where}: seed", 0),
             sampler=_section(SamplerConfig, document.get("sampler"), f"{where}: sampler", SAMPLERS),
-            pruner=_section(PrunerConfig, document.get("pruner"), f"{where}: pruner", PRUNERS),
+            pruner=_pruner(document.get("pruner"), f"{where}: pruner", objectives),
             enqueue=_enqueued(document.get("enqueue"), space, config, where),
             storage=None if storage is None else _text(storage, f"{where}: storage"),
+            objectives=objectives,
         )
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
@@ -117,15 +120,33 @@ def _section(kind: Any, value: object, where: str, names: tuple[str, ...]) -> An
     return kind(**given)
 
 
+def _objectives(value: object, where: str) -> tuple[str, ...]:
+    if value is None:
+        return (FIRST,)
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} must be a list such as [{FIRST}, parameters], not {brief(value)}")
+    return tuple(_text(item, where) for item in value)
+
+
+def _pruner(value: object, where: str, objectives: tuple[str, ...]) -> PrunerConfig:
+    """With two objectives none unless one is named, which is refused."""
+    if value is None and len(objectives) > 1:
+        return PrunerConfig("none")
+    pruner: PrunerConfig = _section(PrunerConfig, value, where, PRUNERS)
+    return pruner
+
+
 def _parameter(name: str, spec: object, where: str) -> Parameter:
-    if name.startswith(("data.", "tracking.", "model.base", "image.size")):
-        raise ConfigError(f"{where}: {name} may not be searched: films, cache and base weights belong to the study")
+    if name.startswith(("data.", "tracking.", "model.base")):
+        raise ConfigError(f"{where}: {name} may not be searched: films and base weights belong to the study")
     given = dict(mapping(spec, where))
     if unknown := sorted(set(given) - {"type", "low", "high", "log", "step", "choices", "when"}):
         raise ConfigError(f"{where}: unknown key {brief(unknown[0])}; it has type, low, high, log, step, choices, when")
     kind = given.get("type")
     try:
         when = {key: checked(key, value) for key, value in mapping(given.get("when"), f"{where}.when").items()}
+        if name == "image.size" and kind in ("float", "int"):
+            raise ConfigError("image.size is searched among choices alone: each size is a decoded cache of its own")
         if kind == "categorical":
             return _categorical(name, given, when, where)
         if kind in ("float", "int"):
@@ -142,8 +163,6 @@ def _categorical(name: str, given: dict[str, Any], when: dict[str, Scalar], wher
     typed = tuple(checked(name, choice) for choice in choices)
     if len(set(typed)) < len(typed):
         raise ConfigError(f"{where}.choices names a value twice")
-    for choice in typed:
-        override(Config(), {name: choice})
     return Parameter(name, "categorical", choices=typed, when=when)
 
 
@@ -158,16 +177,8 @@ def _range(name: str, kind: str, given: dict[str, Any], when: dict[str, Scalar],
     if kind == "int" and any(isinstance(value, float) for value in (low, high, step)):
         raise ConfigError(f"{where} of type int needs whole numbers")
     for bound in (low, high):
-        override(Config(), {name: bound})
+        checked(name, float(bound) if kind == "float" else bound)
     return Parameter(name, kind, low=low, high=high, log=log, step=step, when=when)
-
-
-def _check_conditions(space: tuple[Parameter, ...], config: Config, where: str) -> None:
-    known = set(flatten(config)) - {parameter.name for parameter in space}
-    for parameter in space:
-        if missing := sorted(set(parameter.when) - known):
-            raise ConfigError(f"{where}: space.{parameter.name}.when names {missing[0]}, which must stand above it")
-        known.add(parameter.name)
 
 
 def _enqueued(value: object, space: tuple[Parameter, ...], config: Config, where: str) -> tuple[dict[str, Scalar], ...]:
@@ -185,13 +196,10 @@ def _known_good(item: object, space: tuple[Parameter, ...], config: Config, wher
         if name not in searched:
             raise ConfigError(f"{where}: {shortened(name)} is not in the space")
         typed[name] = checked(name, value)
-        parameter = searched[name]
-        inside = (
-            typed[name] in parameter.choices
-            if parameter.kind == "categorical"
-            else parameter.low <= typed[name] <= parameter.high  # type: ignore[operator]
-        )
-        if not inside:
+        if not searched[name].holds(typed[name]):
             raise ConfigError(f"{where}: {name}={brief(value)} lies outside the space")
+    fixed = {name: value for name, value in flatten(config).items() if name not in searched}
+    for name in typed:
+        check_condition(searched[name], fixed | typed)
     override(config, typed)
     return typed

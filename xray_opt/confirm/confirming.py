@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xray_opt.cache import Images, redrawn_images
-from xray_opt.config import StudyConfig, Workspace, override
+from xray_opt.config import Config, StudyConfig, Workspace, override
 from xray_opt.confirm.judging import Candidate, Confirmation, Retrained, judge
 from xray_opt.confirm.promoting import EVIDENCE, Promotion, promote_winner
 from xray_opt.dataset import Manifest, redrawn
@@ -26,10 +26,10 @@ from xray_opt.errors import ConfigError, StudyError, TrainingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
 from xray_opt.overlap import require_apart
-from xray_opt.settling import finished, require_sent
+from xray_opt.settling import require_sent
 from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
 from xray_opt.trainer import discard_checkpoint
-from xray_opt.tuning import IDENTITY, TrialRecord, study_notes
+from xray_opt.tuning import IDENTITY, StudyRecord, TrialRecord, study_notes
 from xray_opt.tuning.storage import one_call
 from xray_opt.workers import StudyWatcher, Work, ready
 
@@ -82,9 +82,10 @@ def confirm(
         raise StudyError(f"no study {study.name} to confirm: run xray-opt tune first")
     with one_call(workspace, study, "confirm", "confirmed"), ready(study, workspace, watcher) as work:
         require_sent(work.tracking, "confirm")
-        chosen = _best(work.opened.read().trials, top)
+        chosen = _best(work.opened.read(), top)
         if len(chosen) < top:
-            watcher.say(f"the study has {len(chosen)} settings that were trained to their end: all are confirmed")
+            which = "on its Pareto front" if study.second else "that were trained to their end"
+            watcher.say(f"the study has {len(chosen)} settings {which}: all are confirmed")
         plan = [_Retraining(trial, "seed", number) for number in range(1, seeds + 1) for trial in chosen]
         plan += [_Retraining(trial, "split", number) for number in range(1, splits + 1) for trial in chosen]
         for number in range(1, splits + 1):
@@ -97,10 +98,10 @@ def confirm(
         return verdict, promote_winner(work, verdict) if promote else None
 
 
-def _best(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """The best complete trials, one a setting."""
+def _best(record: StudyRecord, top: int) -> list[TrialRecord]:
+    """The best complete trials, one a setting; of a study with two objectives those of its front."""
     found: dict[str, TrialRecord] = {}
-    for trial in finished(trials):
+    for trial in record.front if len(record.objectives) > 1 else record.ranked:
         found.setdefault(json.dumps(dict(trial.params), sort_keys=True), trial)
     if not found:
         raise StudyError("the study has no complete trial to confirm: run xray-opt tune first")
@@ -145,7 +146,7 @@ def _do_missing(work: Work, plan: Sequence[_Retraining]) -> dict[int, str]:
 def _train(work: Work, one: _Retraining) -> None:
     config = work.opened.config.settings(dict(one.trial.params))
     config = override(config, {"training.seed": config.training.seed + one.seed})
-    images = _images(work, one)
+    images = _images(work, one, config)
     tags = {**work.tags, **data_tags(images.manifest), "xray_opt.role": "confirmation"}
     folder = work.opened.workspace.study_folder(work.opened.config.name) / "confirm"
     checkpoint = folder / f"{work.opened.notes[IDENTITY][:8]}-{one.trial.number:05d}-{one.which}.pt"
@@ -157,15 +158,17 @@ def _train(work: Work, one: _Retraining) -> None:
         checkpoint=checkpoint,
         watch=lambda epoch: work.watcher.epoch(one.trial.number, epoch),
         say=work.watcher.say,
+        objective=work.opened.config.second,
     )
     run_experiment(job, images, work.base, work.tracking, work.pseudonyms)
     discard_checkpoint(checkpoint)
 
 
-def _images(work: Work, one: _Retraining) -> Images:
+def _images(work: Work, one: _Retraining, config: Config) -> Images:
+    images = work.films.at(config)
     if one.kind == "seed":
-        return work.images
-    return redrawn_images(work.images, _redrawn(work, one.number))
+        return images
+    return redrawn_images(images, _redrawn(work, one.number))
 
 
 def _redrawn(work: Work, number: int) -> Manifest:

@@ -73,7 +73,7 @@ def gpu_slots(
     if per_gpu > 1:
         training = study.config.training
         lines = [
-            require_room(gpu, per_gpu, study.config.image.size, training.micro_batch or training.batch_size)
+            require_room(gpu, per_gpu, max(study.image_sizes), training.micro_batch or training.batch_size)
             for gpu in found
         ]
         for line in dict.fromkeys((*filter(None, lines), shared_how())):

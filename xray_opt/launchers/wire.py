@@ -67,6 +67,7 @@ def _study(plain: Mapping[str, Any]) -> StudyConfig:
         "sampler": SamplerConfig(**plain["sampler"]),
         "pruner": PrunerConfig(**plain["pruner"]),
         "enqueue": tuple(plain["enqueue"]),
+        "objectives": tuple(plain["objectives"]),
     }
     return StudyConfig(**{**plain, **parts})
 

@@ -40,8 +40,8 @@ def complete(study: StudyRecord) -> list[TrialRecord]:
 
 
 def best_of(study: StudyRecord) -> TrialRecord | None:
-    """The complete trial of the highest value that can be drawn; the earliest of equals."""
-    return max(complete(study), key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    """The best complete trial of those whose value can be drawn."""
+    return next((trial for trial in study.ranked if finite([trial.value])), None)
 
 
 def last_value(trial: TrialRecord) -> float | None:
@@ -111,9 +111,10 @@ def epochs(evidence: Evidence) -> Markup:
     return drawn("epochs", "Validation F1 of every epoch", words, draw)
 
 
-def importances(evidence: Evidence) -> Markup:
-    """Which params mattered."""
-    shares = dict(sorted(evidence.importances.items(), key=lambda item: item[1]))
+def importances(evidence: Evidence, second: bool = False) -> Markup:
+    """Which params mattered for validation F1, or for the second objective."""
+    found = evidence.importances_second if second else evidence.importances
+    shares = dict(sorted(found.items(), key=lambda item: item[1]))
     names = short_names(shares)
 
     def draw(axes: Axes) -> None:
@@ -128,7 +129,10 @@ def importances(evidence: Evidence) -> Markup:
 
     words = "; ".join(f"{name} {share:.2f}" for name, share in reversed(shares.items())) or "None known."
     height = max(SIZE[1] * 0.6, 0.7 + 0.28 * len(shares))
-    return drawn("importances", "Importance of the searched settings", words, draw, (SIZE[0], height))
+    name, title = "importances", "Importance of the searched settings"
+    if second:
+        name, title = "importances-second", f"{title} for {evidence.study.second}"
+    return drawn(name, title, words, draw, (SIZE[0], height))
 
 
 def parallel(evidence: Evidence) -> Markup:

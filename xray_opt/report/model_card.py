@@ -55,7 +55,7 @@ def _details(evidence: Evidence) -> Lines:
     yield f"- registered: {safe(', '.join(one.versions) or 'no')}"
     yield f"- base weights: {safe(one.settings.get('model.base', 'not recorded').rpartition('/')[2])}"
     yield f"- made {safe(evidence.made)} by xray-opt {safe(evidence.version)}"
-    searched = {name: one.settings[name] for name in evidence.params if name in one.settings}
+    searched = {name: one.settings[name] for name in evidence.chosen_params if name in one.settings}
     if searched:
         yield ""
         yield from _table(["searched setting", "value"], searched.items())

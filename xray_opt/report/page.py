@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from xray_opt.report import sections_evidence as more
 from xray_opt.report import sections_facts as facts
+from xray_opt.report import sections_front
 from xray_opt.report import sections_scores as scores
 from xray_opt.report import sections_study as study
 from xray_opt.report.html import text
@@ -29,6 +30,7 @@ class Section:
 SECTIONS = (
     Section("short", "In short", scores.headline),
     Section("search", "The search", study.search),
+    Section("front", "Pareto front", sections_front.front),
     Section("leaderboard", "Leaderboard", study.leaderboard),
     Section("confirmation", "Confirmation", study.confirmation),
     Section("validation", "Validation films", scores.validation),
@@ -70,8 +72,10 @@ PAGE = Markup("""<!DOCTYPE html>
 
 def page(evidence: Evidence) -> str:
     """The HTML page of one study."""
-    links = Markup("").join(Markup('<a href="#{}">{}</a>\n').format(one.key, one.title) for one in SECTIONS)
-    body = Markup("").join(_section(one, evidence) for one in SECTIONS)
+    # A section without a word is not of this study.
+    parts = [(one, said) for one in SECTIONS if (said := one.body(evidence))]
+    links = Markup("").join(Markup('<a href="#{}">{}</a>\n').format(one.key, one.title) for one, _ in parts)
+    body = Markup("").join(_section(one, said) for one, said in parts)
     return str(
         PAGE.format(
             policy=Markup(POLICY),
@@ -85,7 +89,7 @@ def page(evidence: Evidence) -> str:
     )
 
 
-def _section(one: Section, evidence: Evidence) -> Markup:
+def _section(one: Section, said: Markup) -> Markup:
     return Markup('<section id="{0}" aria-labelledby="{0}-head">\n<h2 id="{0}-head">{1}</h2>\n{2}</section>\n').format(
-        one.key, one.title, one.body(evidence)
+        one.key, one.title, said
     )

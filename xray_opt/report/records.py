@@ -73,7 +73,8 @@ class Evidence:
 
     Attributes:
         made: when the records were read.
-        importances: param → share (PED-ANOVA); empty where too few trials are complete.
+        importances: param → share for F1 (PED-ANOVA); empty where too few trials are complete.
+        importances_second: the same for the study's second objective, if it has one.
         final: the record of ``finalize`` for the chosen model (``Final.to_dict``).
         validation, test: the chosen model's predictions; those of test as ``finalize`` recorded them.
         splits: train, val, test.
@@ -88,6 +89,7 @@ class Evidence:
     made: str
     version: str
     importances: Mapping[str, float] = field(default_factory=dict)
+    importances_second: Mapping[str, float] = field(default_factory=dict)
     openings: tuple[Opening, ...] = ()
     chosen: Chosen | None = None
     final: Mapping[str, Any] | None = None
@@ -114,6 +116,13 @@ class Evidence:
     def params(self) -> tuple[str, ...]:
         """The names of all searched settings that a trial had."""
         return tuple(sorted({name for trial in self.study.trials for name in trial.params}))
+
+    @property
+    def chosen_params(self) -> tuple[str, ...]:
+        """The searched settings that the chosen model's trial had: a condition may have left others out."""
+        chosen = self.chosen.trial if self.chosen else None
+        own = [trial.params for trial in self.study.trials if trial.number == chosen]
+        return tuple(sorted(own[0])) if own else self.params
 
     @property
     def logarithmic(self) -> frozenset[str]:

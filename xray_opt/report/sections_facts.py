@@ -79,7 +79,8 @@ def settings(evidence: Evidence) -> Markup:
     """The searched space, the chosen model's settings, what was fixed."""
     rules, chosen = evidence.rules, evidence.chosen
     space = [[item.get("name"), item.get("kind"), _range(item), _conditions(item)] for item in rules.get("space", ())]
-    own = {name: value for name, value in (chosen.settings if chosen else {}).items() if name in evidence.params}
+    names = evidence.chosen_params
+    own = {name: value for name, value in (chosen.settings if chosen else {}).items() if name in names}
     parts = []
     if space:
         parts.append(table("Searched settings", ["setting", "kind", "values", "only where"], space))

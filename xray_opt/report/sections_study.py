@@ -59,12 +59,14 @@ def leaderboard(evidence: Evidence) -> Markup:
     study = evidence.study
     if not study.trials:
         return missing("No trial is over", f"xray-opt tune --study {study.name}")
-    order = {"COMPLETE": 0, "PRUNED": 1}
-    trials = sorted(study.trials, key=lambda t: (order.get(t.state, 2), -(t.value or 0.0), t.number))
+    others = sorted(study.trials, key=lambda t: (t.state != "PRUNED", t.number))
+    trials = [*study.ranked, *(t for t in others if t.state != "COMPLETE")]
+    front = {trial.number for trial in study.front} if study.second else set()
     names = short_names(evidence.params)
     confirmed = {one["trial"]: one["confirmed"] for one in (evidence.confirmation or {}).get("settings", ())}
-    heads = ["trial", "state", "val F1", "val AUC", *(["confirmed F1", "95 %"] if confirmed else []), *names.values()]
-    rows = [_row(trial, list(names), confirmed) for trial in trials[:MOST_ROWS]]
+    heads = ["trial", "state", "val F1", *([study.second, "front"] if study.second else []), "val AUC"]
+    heads += [*(["confirmed F1", "95 %"] if confirmed else []), *names.values()]
+    rows = [_row(trial, list(names), confirmed, front, study.second is not None) for trial in trials[:MOST_ROWS]]
     shown = f"{study.name}: validation scores" + (f", the first {MOST_ROWS} trials" if len(trials) > MOST_ROWS else "")
     more = (
         paragraph(f"{len(trials) - MOST_ROWS} more: xray-opt compare {study.name}") if len(trials) > MOST_ROWS else ""
@@ -80,9 +82,13 @@ def leaderboard(evidence: Evidence) -> Markup:
     )
 
 
-def _row(trial: TrialRecord, names: list[str], confirmed: Mapping[int, Mapping[str, Any]]) -> list[object]:
+def _row(
+    trial: TrialRecord, names: list[str], confirmed: Mapping[int, Mapping[str, Any]], front: set[int], two: bool
+) -> list[object]:
     state = trial.state.lower() + (f" ({trial.reason})" if trial.reason else "")
-    row: list[object] = [trial.number, state, trial.value, trial.notes.get("val.auc")]
+    row: list[object] = [trial.number, state, trial.value]
+    row += [trial.second, "★" if trial.number in front else ""] if two else []
+    row.append(trial.notes.get("val.auc"))
     if confirmed:
         one = confirmed.get(trial.number)
         row += [one and one["value"], ends(one)]

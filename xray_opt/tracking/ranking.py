@@ -84,7 +84,7 @@ def _add(
     )
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         client.log_model_artifacts(model.model_id, client.download_artifacts(trial.run_id, trial.artifact, folder))
-    scores = {name: value for name, value in run.data.metrics.items() if name.startswith("best.")}
+    scores = {name: value for name, value in run.data.metrics.items() if name.startswith(("best.", "objective."))}
     scores["best.f1"] = trial.value
     _attach(connection, model, trial.run_id, scores, datasets)
     return client.finalize_logged_model(model.model_id, "READY")

@@ -23,7 +23,7 @@ def choose(
     say: Callable[[str], None],
 ) -> Eager:
     """What ``training.compile`` and ``training.cuda_graphs`` ask for, as far as ``device`` has it."""
-    training, loss = config.training, FocalLoss(config.loss.alpha, config.loss.gamma)
+    training, loss = config.training, FocalLoss(config.loss.alpha, config.loss.gamma, config.loss.label_smoothing)
     if training.cuda_graphs and device.type != "cuda":
         say(f"training.cuda_graphs: {device} has no CUDA graphs; training goes on without, with equal results")
     elif training.cuda_graphs:

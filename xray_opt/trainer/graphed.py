@@ -113,8 +113,10 @@ class Captured:
         self._images, self._targets = images.clone(), torch.zeros(len(images), device=device)
         self._share, self._total = (torch.zeros((), device=device) for _ in range(2))
         # As precise as Python's numbers, and without a dimension: so they give what those give.
-        self._alpha, self._gamma = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
-        self._loss = FocalLoss(self._alpha, self._gamma)
+        self._alpha, self._gamma, self._smoothing = (
+            torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)
+        )
+        self._loss = FocalLoss(self._alpha, self._gamma, self._smoothing)
         self._precision = precision
         self._forward = forward(self._twin)
         self._replay: Callable[[], None] = self._run
@@ -127,6 +129,7 @@ class Captured:
         """Compute this loss from now on."""
         self._alpha.fill_(loss.alpha)
         self._gamma.fill_(loss.gamma)
+        self._smoothing.fill_(loss.smoothing)
 
     def part(self, images: Tensor, targets: Tensor, share: float) -> Tensor:
         """See :meth:`Eager.part`; gradients are added to :attr:`gradients`."""

@@ -78,6 +78,7 @@ class Trainer:
         self._images = images
         self._base_sha256 = base.sha256
         self._augment = Augment(config.augment, config.image.size)
+        # Of validation films: their labels are not smoothed.
         self._loss = FocalLoss(config.loss.alpha, config.loss.gamma)
         self._optimizer = make_optimizer(self.network, config.optimizer)
         self._plateau = make_plateau(self._optimizer, config)

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
-from xray_opt.config import Workspace
+from xray_opt.config import FIRST, OBJECTIVES, Workspace
 from xray_opt.errors import StudyError
 from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import is_dead
@@ -107,8 +108,13 @@ def amend(
         return dict(study.user_attrs)
 
 
-def importances(name: str, workspace: Workspace, storage: str | None = None) -> dict[str, float]:
-    """Param → share of its importance (PED-ANOVA, Watanabe et al. 2023), largest first; empty where too few trials."""
+def importances(
+    name: str, workspace: Workspace, storage: str | None = None, objective: str = FIRST
+) -> dict[str, float]:
+    """Param → share of its importance for an objective of the study, largest first; empty where too few trials.
+
+    PED-ANOVA (Watanabe et al. 2023); a setting that only some trials have counts by how many of the best have it.
+    """
     with _existing(name, workspace, storage) as study:
         complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if len(complete) < LEAST_FOR_IMPORTANCE or not any(trial.params for trial in complete):
@@ -116,7 +122,16 @@ def importances(name: str, workspace: Workspace, storage: str | None = None) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+            target = _target(study_record(study).objectives, objective)
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=target))
+
+
+def _target(objectives: tuple[str, ...], objective: str) -> Callable[[FrozenTrial], float] | None:
+    """What the evaluator takes for the lower the better; none where the study has one objective."""
+    if len(objectives) == 1:
+        return None
+    place, sign = objectives.index(objective), 1 if OBJECTIVES[objective] == "minimize" else -1
+    return lambda trial: sign * trial.values[place]
 
 
 @contextmanager

@@ -38,11 +38,17 @@ MOST_RETRIES = 2
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ends: ``state`` is COMPLETE (with its value), PRUNED or FAIL; ``notes`` are kept with it."""
+    """How a trial ends: ``state`` is COMPLETE (with its values), PRUNED or FAIL; ``notes`` are kept with it."""
 
     state: str
     value: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    second: float | None = None
+
+    @property
+    def values(self) -> list[float] | None:
+        """What Optuna is told."""
+        return [value for value in (self.value, self.second) if value is not None] or None
 
 
 def failed(reason: str, message: str) -> Ending:
@@ -64,7 +70,7 @@ def end(study: optuna.Study, number: int, trial_id: int, ending: Ending) -> bool
         first = Ending(**written)
         for key, value in first.notes.items():
             storage.set_trial_user_attr(trial_id, key, value)
-        study.tell(number, first.value, state=TrialState[first.state])
+        study.tell(number, first.values, state=TrialState[first.state])
     except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
         trial = storage.get_trial(trial_id)
         if not trial.state.is_finished():

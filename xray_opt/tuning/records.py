@@ -11,10 +11,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from xray_opt.config import Config
+from xray_opt.config import FIRST, OBJECTIVES, Config
 from xray_opt.config.dotted import Scalar
 from xray_opt.errors import Pruned, TrainingError
 from xray_opt.tuning.pages import note_page
+from xray_opt.tuning.rules import RULES
 
 #: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
 OWNER, BEAT, ENDING, REASON, MESSAGE = "owner", "beat", "ending", "reason", "message"
@@ -31,6 +32,7 @@ class TrialRecord:
         state: ``COMPLETE``, ``PRUNED``, ``FAIL``, ``RUNNING`` or ``WAITING``.
         params: dotted name → value.
         value: validation F1 of the saved adapter; none unless complete.
+        second: value of the study's second objective, where it has one.
         intermediate: epoch (from 1) → validation F1.
         notes: what the objective noted.
         reason: short kind of a failure.
@@ -46,6 +48,7 @@ class TrialRecord:
     seconds: float | None
     reason: str | None = None
     message: str | None = None
+    second: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -68,10 +71,53 @@ class StudyRecord:
     notes: Mapping[str, Any]
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what was optimised: validation F1, and perhaps a second."""
+        return tuple((self.notes.get(RULES) or {}).get("objectives") or (FIRST,))
+
+    @property
+    def second(self) -> str | None:
+        """The second objective's name, if there is one."""
+        return self.objectives[1] if len(self.objectives) > 1 else None
+
+    @property
     def best(self) -> TrialRecord | None:
-        """Complete trial of highest value; the earliest of equals."""
-        complete = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
-        return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+        """Complete trial of highest value; of equals the one of better second objective, then the earliest."""
+        return next(iter(self._by_value()), None)
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The Pareto front, highest F1 first: complete trials of which no other is better in one objective and as good
+        in the other. With one objective the best trial alone."""
+        found: list[TrialRecord] = []
+        for trial in self._by_value():
+            if found and (trial.value, trial.second) != (found[-1].value, found[-1].second):
+                if self._gain(trial) <= self._gain(found[-1]):
+                    continue
+            elif found and trial.second is None:
+                continue
+            found.append(trial)
+        return tuple(found)
+
+    @property
+    def ranked(self) -> tuple[TrialRecord, ...]:
+        """Complete trials: those of the front, then the others, each by F1, second objective and number."""
+        front = {trial.number for trial in self.front}
+        return tuple(sorted(self._by_value(), key=lambda trial: trial.number not in front))
+
+    def _by_value(self) -> list[TrialRecord]:
+        done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
+        # A NaN, which no search stores, is put last.
+        worth = {
+            trial.number: (trial.value != trial.value, -(trial.value or 0.0), -self._gain(trial)) for trial in done
+        }
+        return sorted(done, key=lambda trial: (*worth[trial.number], trial.number))
+
+    def _gain(self, trial: TrialRecord) -> float:
+        """The second objective, the higher the better."""
+        if self.second is None or trial.second is None:
+            return 0.0
+        return -trial.second if OBJECTIVES.get(self.second) == "minimize" else trial.second
 
     def count(self, state: str) -> int:
         """Number of trials in a state."""
@@ -84,12 +130,16 @@ class StudyRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"name": self.name, "notes": dict(self.notes), "trials": [trial.to_dict() for trial in self.trials]}
+        plain = {"name": self.name, "notes": dict(self.notes), "trials": [trial.to_dict() for trial in self.trials]}
+        return plain | ({"front": [trial.number for trial in self.front]} if self.second else {})
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How a call of ``OpenStudy.tune`` ended; ``stopped`` is ``done``, ``timeout`` or ``nothing to do``."""
+    """How a call of ``OpenStudy.tune`` ended; ``stopped`` is ``done``, ``timeout`` or ``nothing to do``.
+
+    ``front`` is the Pareto front of a study with two objectives.
+    """
 
     asked: int
     complete: int
@@ -98,6 +148,7 @@ class Tally:
     started_now: int
     best: TrialRecord | None
     stopped: str
+    front: tuple[TrialRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +161,11 @@ class Crew:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective returns: the value to maximise, and notes kept with the trial."""
+    """What an objective returns: validation F1, notes kept with the trial, the value of the second objective."""
 
     value: float
     notes: Mapping[str, Any] = field(default_factory=dict)
+    second: float | None = None
 
 
 class TrialTaken(TrainingError):
@@ -148,12 +200,20 @@ class TrialContext:
             StudyError: the storage stayed away.
         """
         self.replay(epoch, value)
-        if epoch < self.config.training.epochs and self.patient(self.trial.should_prune):
+        if self._alone and epoch < self.config.training.epochs and self.patient(self.trial.should_prune):
             raise Pruned(epoch)
 
     def replay(self, epoch: int, value: float) -> None:
         """Report an epoch that was trained before the trial was lost; never prunes."""
-        self._store(lambda: self.trial.report(value, epoch))
+        if self._alone:
+            self._store(lambda: self.trial.report(value, epoch))
+        else:  # which Optuna refuses, as no pruner reads it; people do
+            self._store(lambda: self.trial.storage.set_trial_intermediate_value(self.trial._trial_id, epoch, value))
+
+    @property
+    def _alone(self) -> bool:
+        """Whether F1 is the only objective."""
+        return len(self.trial.study.directions) == 1
 
     def note(self, key: str, value: Any) -> None:
         """Keep ``value`` (JSON-ready) with the trial at once."""
@@ -177,19 +237,21 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     """The plain record of Optuna's frozen trial."""
     over = trial.datetime_start is not None and trial.datetime_complete is not None
     seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if over else None  # type: ignore[operator]
+    values = list(trial.values or ()) if trial.state == TrialState.COMPLETE else []
     ours = (OWNER, BEAT, ENDING, REASON, MESSAGE)
     notes = {key: value for key, value in trial.user_attrs.items() if key not in ours}
     return TrialRecord(
         number=trial.number,
         state=trial.state.name,
         params=dict(trial.params),
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        value=values[0] if values else None,
         intermediate=dict(trial.intermediate_values),
         notes=notes,
         started=trial.datetime_start,
         seconds=seconds,
         reason=trial.user_attrs.get(REASON),
         message=trial.user_attrs.get(MESSAGE),
+        second=values[1] if len(values) > 1 else None,
     )
 
 

@@ -1,10 +1,10 @@
-"""What must not change within a study: its fixed settings, its space, its seed and its data."""
+"""What must not change within a study: its fixed settings, its space, its seed, its objectives and its data."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xray_opt.config import Config, StudyConfig, flatten
+from xray_opt.config import FIRST, Config, StudyConfig, flatten
 from xray_opt.errors import StudyError
 
 #: Study user attributes.
@@ -42,11 +42,16 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     for name in sorted(set(space_before) | set(space_now)):
         if space_before.get(name) != space_now.get(name):
             return f"the search of {name} was {_shown(space_before.get(name))}, now it is {_shown(space_now.get(name))}"
-    for name in sorted(before.get("fixed", {}).keys() | fixed_now.keys()):
+    # Older studies did not keep what stands where a setting is not searched.
+    unknown = space_before.keys() - before.get("fixed", {}).keys()
+    for name in sorted((before.get("fixed", {}).keys() | fixed_now.keys()) - unknown):
         if fixed_before.get(name, "unset") != fixed_now.get(name, "unset"):
             return f"{name} was {fixed_before.get(name, 'unset')}, now it is {fixed_now.get(name, 'unset')}"
     if before.get("seed") != now["seed"]:
         return f"its seed was {before.get('seed')}, now it is {now['seed']}"
+    objectives = before.get("objectives", [FIRST])
+    if objectives != now["objectives"]:
+        return f"its objectives were {', '.join(objectives)}, now they are {', '.join(now['objectives'])}"
     return None
 
 

@@ -40,6 +40,8 @@ def _build(config: SamplerConfig, seed: int, drawn: int) -> BaseSampler:
         return optuna.samplers.CmaEsSampler(n_startup_trials=startup, seed=drawn, warn_independent_sampling=False)
     if config.name == "gp":
         return optuna.samplers.GPSampler(n_startup_trials=startup, seed=drawn, warn_independent_sampling=False)
+    if config.name == "nsgaii":
+        return optuna.samplers.NSGAIISampler(population_size=max(startup, 2), seed=drawn)
     if config.name == "qmc":
         # One sequence a study: its points are told apart by the trial, not by the seed. What is outside the sequence
         # (parameters that the first trial did not have) is drawn at random, anew in each trial.

@@ -277,9 +277,10 @@ class Search:
 
     @staticmethod
     def _ending(outcome: Outcome) -> Ending:
-        if math.isfinite(outcome.value):
-            return Ending("COMPLETE", outcome.value, json.loads(json.dumps(dict(outcome.notes))))
-        return failed("nan", f"its value is {outcome.value}")
+        values = outcome.value, *(() if outcome.second is None else (outcome.second,))
+        if all(map(math.isfinite, values)):
+            return Ending("COMPLETE", outcome.value, json.loads(json.dumps(dict(outcome.notes))), outcome.second)
+        return failed("nan", f"its value is {' and '.join(map(str, values))}")
 
     def _end(self, trial: optuna.Trial, ending: Ending) -> None:
         def locked() -> bool:
@@ -301,7 +302,7 @@ class Search:
         if not self.started and stopped == "done":
             stopped = "nothing to do"
         counts = record.count("COMPLETE"), record.count("PRUNED"), record.count("FAIL")
-        return Tally(total, *counts, self.started, record.best, stopped)
+        return Tally(total, *counts, self.started, record.best, stopped, record.front if record.second else ())
 
 
 def _counted(trials: list[FrozenTrial]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import optuna
 
 from xray_opt import __version__
-from xray_opt.config import StudyConfig, Workspace
+from xray_opt.config import OBJECTIVES, StudyConfig, Workspace
 from xray_opt.errors import StudyError
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.locks import study_lock
@@ -156,7 +156,7 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say:
         study = optuna.create_study(
             study_name=config.name,
             storage=storage,
-            direction="maximize",
+            directions=[OBJECTIVES[name] for name in config.objectives],
             pruner=pruner_for(config.pruner, config.config.training.epochs),
             load_if_exists=True,
         )
@@ -165,11 +165,13 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say:
             raise StudyError(f"study {config.name} is only half here: run xray-opt migrate again, then this command")
         if DATA in attrs:
             check_rules(attrs, config, data_sha256)
+        elif len(study.directions) != len(config.objectives):
+            raise StudyError(f"study {config.name} was begun with other objectives: start another with --name")
         else:
             # The data hash goes last: a study without it was killed here, holds no trial, and is set up again.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["val.f1"])
+                study.set_metric_names(list(config.objectives))
             study.set_user_attr(RULES, config.rules())
             study.set_user_attr("xray_opt_version", __version__)
             study.set_user_attr(IDENTITY, uuid.uuid4().hex)
