@@ -20,7 +20,7 @@ from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base
-from xray_opt.config import Config, StudyConfig, flatten
+from xray_opt.config import Config, flatten
 from xray_opt.errors import StoreAway, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
@@ -58,7 +58,8 @@ def settle(
             return None
         tracking.log_metrics({"best.f1": best[0].value or 0.0})
         tracking.note(leaderboard(record))
-        return _register(best[0], opened.config, tracking, connection, base, tags)
+        name, facts = opened.config.config.tracking.registered_model, _facts(best[0], record.second)
+        return _register(best[0], name, tracking, connection, base, {**tags, **facts})
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,21 @@ def require_sent(tracking: Tracking, command: str) -> None:
 
 def _register(
     best: TrialRecord,
-    study: StudyConfig,
+    name: str,
     tracking: Tracking,
     connection: Connection,
     base: Base,
-    tags: Mapping[str, str],
+    facts: Mapping[str, str],
 ) -> registry.Version:
-    run_id, name = _run_of(best, tracking), study.config.tracking.registered_model
-    facts = {**tags, "xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
-    if best.second is not None:
-        facts[f"objective.{study.second}"] = f"{best.second:.6g}"
+    run_id = _run_of(best, tracking)
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         bundle = tracking.download(run_id, ADAPTER_ARTIFACT, Path(folder))
         return registry.register(connection, run_id, bundle, base, name, facts, example_film())
+
+
+def _facts(best: TrialRecord, second: str | None) -> dict[str, str]:
+    facts = {"xray_opt.trial": str(best.number), "val.f1": f"{best.value:.6f}"}
+    return facts if best.second is None else facts | {f"objective.{second}": f"{best.second:.6g}"}
 
 
 def _run_of(trial: TrialRecord, tracking: Tracking) -> str:

@@ -7,21 +7,20 @@ here; who runs the trials is up to a launcher. Its workers ``join`` what is read
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xray_opt import registry
-from xray_opt.backbone import Base, save_base
+from xray_opt.backbone import Base
 from xray_opt.cache import Images
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled, shortcut_screen
 from xray_opt.errors import AccessRefused, StoreAway, StudyError, TrackingError
 from xray_opt.experiment import Job, run_experiment
 from xray_opt.feed import Sizes
-from xray_opt.kept_base import fresh_base, study_base
+from xray_opt.kept_base import fresh_base, log_base, study_base
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.overlap import OVERLAP, overlap_tags, require_apart
 from xray_opt.places import PARENT, STORE, mark_state
@@ -75,8 +74,7 @@ class StudyWatcher:
 class TuneReport:
     """How a call of ``tune`` ended: counts and best trial, and the registered version if there is one.
 
-    Attributes:
-        experiment_id: in MLflow; none where that was away all the time, and ``waiting`` writes wait for it.
+    ``experiment_id`` is none where MLflow was away all the time; ``waiting`` writes wait for it.
     """
 
     study: str
@@ -187,8 +185,7 @@ def tune(
         launcher: who runs the trials; see ``xray_opt.launchers``.
 
     Raises:
-        XrayError: what stops the whole study, as one line; a single failing trial does not, nor does an MLflow server
-            that goes away: see ``tracking.outbox``.
+        XrayError: what stops the whole study, as one line; a failing trial does not, nor MLflow that goes away.
     """
     with ready(study, workspace, watcher) as work:
         before = work.opened.read()
@@ -299,7 +296,5 @@ def _describe_once(work: Work, manifest: Manifest) -> None:
     for line in shortcut.lines():
         work.watcher.say(line)
     work.tracking.log_metrics(shortcut.metrics())
-    if work.base.origin != "imagenet":
-        with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-            work.tracking.log_file(save_base(work.base.without_lists(), Path(folder) / "base.safetensors"), "base")
+    log_base(work.base, work.tracking)
     work.opened.annotate("described", work.tracking.parent_id)

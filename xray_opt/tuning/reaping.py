@@ -10,6 +10,7 @@ seen under the lock, belongs to a worker that died in between.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from xray_opt.tuning.records import (
     RESUMABLE,
     RETRIES,
     RETRY_OF,
+    Outcome,
     TrialRecord,
     record_of,
 )
@@ -49,6 +51,14 @@ class Ending:
     def values(self) -> list[float] | None:
         """What Optuna is told."""
         return [value for value in (self.value, self.second) if value is not None] or None
+
+
+def ending_of(outcome: Outcome) -> Ending:
+    """The ending of a trial that came to its own end; one without a finite value failed."""
+    values = outcome.value, *(() if outcome.second is None else (outcome.second,))
+    if all(map(math.isfinite, values)):
+        return Ending("COMPLETE", outcome.value, json.loads(json.dumps(dict(outcome.notes))), outcome.second)
+    return failed("nan", f"its value is {' and '.join(map(str, values))}")
 
 
 def failed(reason: str, message: str) -> Ending:

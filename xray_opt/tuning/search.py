@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import uuid
@@ -31,14 +30,13 @@ from xray_opt.tuning.leases import Lease, Watch, beating
 from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
 from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import at_work, this_worker
-from xray_opt.tuning.reaping import Ending, end, end_own, failed, reap, requeue, to_retry
+from xray_opt.tuning.reaping import Ending, end, end_own, ending_of, failed, reap, requeue, to_retry
 from xray_opt.tuning.records import (
     CHECKPOINT_OF,
     OWNER,
     RETRY_OF,
     Crew,
     Objective,
-    Outcome,
     Tally,
     TrialContext,
     TrialRecord,
@@ -234,7 +232,7 @@ class Search:
         with beating(database_of(self.study), trial._trial_id, self.lease.every):
             try:
                 self._tell_lost()
-                ending = self._ending(objective(self._context(trial)))
+                ending = ending_of(objective(self._context(trial)))
             except Pruned:
                 ending = Ending("PRUNED")
             except TrialTaken as error:
@@ -274,13 +272,6 @@ class Search:
 
     def _checkpoint(self, origin: int) -> Path:
         return self.checkpoints / f"trial-{origin:05d}.pt"
-
-    @staticmethod
-    def _ending(outcome: Outcome) -> Ending:
-        values = outcome.value, *(() if outcome.second is None else (outcome.second,))
-        if all(map(math.isfinite, values)):
-            return Ending("COMPLETE", outcome.value, json.loads(json.dumps(dict(outcome.notes))), outcome.second)
-        return failed("nan", f"its value is {' and '.join(map(str, values))}")
 
     def _end(self, trial: optuna.Trial, ending: Ending) -> None:
         def locked() -> bool:
