@@ -71,7 +71,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=6.0, help="of faults; the study then comes to its end")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two faults, on the average")
-    parser.add_argument("--patience", type=float, default=6.0, help="minutes that the end may take after the faults")
+    parser.add_argument("--patience", type=float, default=4.0, help="minutes that the end may take after the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4, help="of each call")
