@@ -223,12 +223,13 @@ def estimate(crews: Rounds, loops: Rounds, running: int) -> list[str]:
     """What ``running`` GPUs would ask of a PostgreSQL: transactions as the crews made them, and how long trials must be
     if what a trial does between two objectives, beside so many running ones, is done by one worker after the other.
     """
-    lines = ["", f"{running:,} GPUs would ask of PostgreSQL", f"{'':<34}" + "".join(f"{m:>7} min" for m in MINUTES)]
+    head = f"{'with trials of':<34}" + "".join(f"{minutes:>7} min" for minutes in MINUTES)
+    lines = ["", f"{running:,} GPUs: transactions a second of PostgreSQL", head]
     for name in crews.samples:
         transactions = crews.of(name, "transactions")
         if transactions:
             rates = [statistics.median(transactions) * running / (60 * minutes) for minutes in MINUTES]
-            lines.append(f"{name:<34}" + "".join(f"{rate:>11.0f}" for rate in rates) + " transactions/s")
+            lines.append(f"{name:<34}" + "".join(f"{rate:>11.0f}" for rate in rates))
     for name in crews.samples:
         crowded = beside(storage := name.partition(",")[0], running)
         if costs := loops.of(crowded, "turn_s"):
