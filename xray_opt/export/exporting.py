@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -79,6 +80,8 @@ def export(
     if out.suffix != one.suffix:
         raise ConfigError(f"--out {out}: files of the format {kind} end in {one.suffix}")
     _require_absent(out, force)
+    if lacking := [name for name in one.needs if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"--format {kind} needs {', '.join(lacking)}: pip install 'xray-opt[{kind}]'")
     connection = connect(place.tracking(workspace), workspace)
     loaded = registry.load(connection, model, torch.device("cpu"))
     try:
