@@ -33,6 +33,8 @@ from xray_opt.phantom import make_phantoms
 
 CPU = torch.device("cpu")
 CHAMPION = "models:/xray-pneumonia@champion"
+
+
 def noise(count: int, side: int) -> np.ndarray:
     """(count, side, side) uint8 squares of smooth noise."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 12, 12), dtype=np.uint8)
