@@ -25,7 +25,7 @@ from xray_opt.errors import ConfigError, ModelError, TrackingError
 from xray_opt.evaluate import predict_logits
 from xray_opt.export import FORMATS, export
 from xray_opt.export import exporting as room
-from xray_opt.export.exporting import TOLERANCE, noise
+from xray_opt.export.exporting import TOLERANCE, made_up
 from xray_opt.export.formats import FACTS
 from xray_opt.export.network import FilmNetwork, resizing
 from xray_opt.mlflow_client import connect
@@ -33,6 +33,14 @@ from xray_opt.phantom import make_phantoms
 
 CPU = torch.device("cpu")
 CHAMPION = "models:/xray-pneumonia@champion"
+
+
+def noise(count: int, side: int) -> np.ndarray:
+    """(count, side, side) uint8 squares of smooth noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 12, 12), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in coarse])
+
+
 STRATEGIES = {
     "folded lora": {"lora.rank": 4},
     "lora of all convolutions": {"lora.rank": 4, "lora.targets": "ungrouped"},
@@ -110,6 +118,12 @@ def test_weights_of_a_folder_and_what_stands_beside_them(adapter: Path, tmp_path
     assert again.sha256 == made.sha256
 
 
+def test_made_up_films_are_squares_of_their_own() -> None:
+    films = made_up(8, 40)
+    assert (films.shape, films.dtype) == ((8, 40, 40), np.uint8)
+    assert len({film.tobytes() for film in films}) == 8
+
+
 def check_facts(facts: dict[str, str], bundle: Bundle) -> None:
     assert "Not for clinical use" in facts["warning"]
     assert facts["source_sha256"] == bundle.sha256
@@ -183,9 +197,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"pip install 'xray-opt\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'xray-opt\[onnx\]'"):
         export(str(adapter), "onnx", tmp_path / "a.onnx", Workspace(tmp_path))
     assert not (tmp_path / "a.onnx").exists()
 

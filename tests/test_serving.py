@@ -100,13 +100,14 @@ def animated() -> bytes:
 MALFORMED = {
     "no body": (b"", JSON, 400, "the body is not JSON"),
     "not JSON": (b"{not json", JSON, 400, "the body is not JSON"),
-    "not UTF-8": (b'{"a": "\xff\xfe"}', JSON, 400, "the body is not JSON"),
+    "not UTF-8": (b'{"a": "\xff\xfe"}', JSON, 400, "the body is not UTF-8"),
     "JSON of nothing": (b"null", JSON, 400, ""),
     "a number": (b"3", JSON, 400, ""),
     "a list": (b"[1, 2]", JSON, 400, ""),
     "no known key": (b"{}", JSON, 400, ""),
     "two keys": (b'{"dataframe_records": [], "inputs": []}', JSON, 400, ""),
     "deep JSON": (b'{"dataframe_records": ' + b"[" * 100_000, JSON, 400, ""),
+    "no rows": (b'{"dataframe_records": []}', JSON, 400, "needs a column image"),
     "records that are none": (b'{"dataframe_records": 3}', JSON, 400, ""),
     "records of texts": (b'{"dataframe_records": ["a"]}', JSON, 400, ""),
     "a split without data": (b'{"dataframe_split": {"columns": ["image"]}}', JSON, 400, ""),
@@ -125,7 +126,7 @@ MALFORMED = {
     "another type": (b"a", "image/png", 415, "content types"),
     "another charset": (b"{}", "application/json; charset=latin-1", 415, "UTF-8"),
     "no CSV": (b'"a\n"b', "text/csv", 400, ""),
-    "no CSV text": (b"\xff\xfe", "text/csv", 400, "UTF-8"),
+    "no CSV text": (b"\xff\xfe", "text/csv", 400, "the body is not UTF-8"),
     "no Parquet": (b"PAR1", "application/vnd.apache.parquet", 400, ""),
     "too large": (b" " * (1 << 21), JSON, 413, "1 MiB"),
 }
@@ -156,7 +157,8 @@ def test_what_is_right_is_answered_as_mlflow_does(app: Guarded, model: mlflow.py
         assert int(headers["content-length"]) == len(content)
         found = json.loads(content)["predictions"]
         assert [row["probability"] for row in found] == pytest.approx(wanted, abs=1e-6)
-    assert json.loads(asked(app, b'{"dataframe_records": []}')[2]) == {"predictions": []}
+    none = b'{"dataframe_split": {"columns": ["image"], "data": []}}'
+    assert json.loads(asked(app, none)[2]) == {"predictions": []}
     csv = pd.DataFrame({"image": [base64_film(1)]}).to_csv(index=False).encode()
     assert json.loads(asked(app, csv, "text/csv")[2])["predictions"][0]["probability"] == pytest.approx(wanted[0])
 

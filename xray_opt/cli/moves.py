@@ -77,7 +77,7 @@ def _print(found: Comparison, as_json: bool) -> None:
     if old is not None and not found.same_data:
         click.echo("the two were validated on different data: their scores cannot be compared")
     if "confirmed.f1" not in new.tags and "test.f1" not in new.tags:
-        click.echo("its only evidence is the score it was chosen by: xray-opt confirm and finalize give more")
+        click.echo("its only evidence is the score it was chosen by; confirm and finalize give more")
     for one in found.meanwhile:
         click.echo(textwrap.fill(f"meanwhile {one.who} had made version {one.version} the champion ({one.by})", 80))
     back = "" if old is None else f", in place of version {old.version}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import secrets
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from xray_opt import __version__, registry
 from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD
 from xray_opt.calibration import probability
 from xray_opt.config import Workspace
+from xray_opt.dataset import decode, to_square
 from xray_opt.errors import ConfigError, ModelError, XrayError, one_line
 from xray_opt.evaluate import predict_logits
 from xray_opt.export.formats import FORMATS, Ask
 from xray_opt.export.network import FilmNetwork
 from xray_opt.mlflow_client import connect
+from xray_opt.phantom import make_phantoms
 from xray_opt.places import Place
 
 #: Largest difference of a probability from that of ``predict``. Made-up films that every file is checked on.
@@ -79,6 +82,8 @@ def export(
     if out.suffix != one.suffix:
         raise ConfigError(f"--out {out}: files of the format {kind} end in {one.suffix}")
     _require_absent(out, force)
+    if lacking := [name for name in one.needs if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"--format {kind} needs {', '.join(lacking)}: pip install 'xray-opt[{kind}]'")
     connection = connect(place.tracking(workspace), workspace)
     loaded = registry.load(connection, model, torch.device("cpu"))
     try:
@@ -125,7 +130,7 @@ def checked(loaded: registry.Loaded, ask: Ask) -> float:
     Raises:
         ModelError: it is beyond the tolerance.
     """
-    films = noise(CHECKED, loaded.bundle.cache_side)
+    films = made_up(CHECKED, loaded.bundle.cache_side)
     predictor = loaded.predictor
     logits = predict_logits(predictor.network, films, loaded.bundle.image_size, predictor.device)
     wanted = probability(logits, loaded.bundle.temperature)
@@ -136,10 +141,13 @@ def checked(loaded: registry.Loaded, ask: Ask) -> float:
     return difference
 
 
-def noise(count: int, side: int) -> NDArray[np.uint8]:
-    """(count, side, side) uint8 squares of smooth noise."""
-    coarse = np.random.default_rng(0).integers(0, 256, (count, 12, 12), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in coarse])
+def made_up(count: int, side: int) -> NDArray[np.uint8]:
+    """(count, side, side) uint8 squares of phantoms: on what looks like no film a network may say anything."""
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        make_phantoms(Path(folder), 12, 0)
+        paths = sorted(Path(folder).rglob("*.jpeg"))
+        chosen = paths[:: max(len(paths) // count, 1)][:count]
+        return np.stack([to_square(decode(path), side) for path in chosen])
 
 
 def _require_absent(out: Path, force: bool) -> None:

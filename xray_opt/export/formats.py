@@ -21,7 +21,6 @@ from torchvision.models import efficientnet_v2_s
 
 from xray_opt.adapter import Bundle
 from xray_opt.augment import plain
-from xray_opt.errors import ConfigError
 from xray_opt.export.network import FilmNetwork
 
 Films = NDArray[np.uint8]
@@ -40,15 +39,17 @@ class Format:
         suffix: that its files must have.
         write: the bytes of a file that holds a network and facts about it.
         read: what its own runtime makes of such bytes.
+        needs: packages of the extra ``onnx`` that both take.
     """
 
     suffix: str
     write: Callable[[FilmNetwork, Mapping[str, str]], bytes]
     read: Callable[[bytes, Bundle], Ask]
+    needs: tuple[str, ...] = ()
 
 
 def _write_onnx(network: FilmNetwork, facts: Mapping[str, str]) -> bytes:
-    with _onnx_installed(), _quiet():
+    with _quiet():
         program = torch.onnx.export(
             network,
             (_example(network),),
@@ -69,8 +70,8 @@ def _write_onnx(network: FilmNetwork, facts: Mapping[str, str]) -> bytes:
 
 
 def _read_onnx(content: bytes, bundle: Bundle) -> Ask:
-    with _onnx_installed():
-        import onnxruntime
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda films: np.asarray(session.run([OUTPUTS[0]], {INPUT: films})[0], dtype=np.float64)
 
@@ -117,7 +118,7 @@ def _read_weights(content: bytes, bundle: Bundle) -> Ask:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _read_onnx),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "torch-export": Format(".pt2", _write_program, _read_program),
     "safetensors": Format(".safetensors", _write_weights, _read_weights),
 }
@@ -127,16 +128,6 @@ def _example(network: FilmNetwork) -> torch.Tensor:
     """Two films: one would be taken for a size that never changes."""
     side = network.rows.shape[1]
     return torch.zeros(2, side, side, dtype=torch.uint8)
-
-
-@contextmanager
-def _onnx_installed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(
-            f"--format onnx needs {error.name or 'onnx'}, which is not installed: pip install 'xray-opt[onnx]'"
-        ) from error
 
 
 @contextmanager

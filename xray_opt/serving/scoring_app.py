@@ -118,6 +118,8 @@ def _message(content: bytes) -> str:
 def told(message: str) -> str:
     """The reason alone: MLflow repeats the whole input before or behind it."""
     head = message.partition("\nInput:")[0]
+    if "UnicodeDecodeError" in head:  # it shows the bytes
+        return "the body is not UTF-8"
     reason = head.rpartition("Error: ")[2]
     return f"the body is not JSON: {reason}" if NOT_JSON in head else reason
 
