@@ -213,7 +213,7 @@ def test_studies_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     workspace.studies.mkdir()
     (workspace.studies / "laptop.yaml").write_text(GOOD)
     assert find_study("laptop", workspace) == workspace.studies / "laptop.yaml"
-    with pytest.raises(ConfigError, match="shipped studies: demo, laptop, pareto, reference"):
+    with pytest.raises(ConfigError, match="shipped studies: demo, kinds, laptop, pareto, reference"):
         find_study("elsewhere/laptop.yaml", workspace)
 
 
