@@ -75,7 +75,8 @@ def test_without_data_tune_says_how_to_get_some(tmp_path):
 
 
 def test_unknown_studies_are_named(tmp_path):
-    assert "shipped studies: demo, kinds, laptop, pareto, reference" in xray("tune", "--study", "nope", cwd=tmp_path).stderr
+    unknown = xray("tune", "--study", "nope", cwd=tmp_path)
+    assert "shipped studies: demo, kinds, laptop, pareto, reference" in unknown.stderr
     done = xray("study", "show", "nope", cwd=tmp_path)
     assert (done.returncode, "none yet" in done.stderr) == (6, True)
     assert "no studies yet" in xray("study", "list", cwd=tmp_path).stdout
