@@ -271,7 +271,6 @@ def test_100_films_are_answered_as_predict_answers_them(tuned, exported, films: 
     made, bundle = exported[kind], loaded.bundle
     wanted = loaded.predictor.probabilities(films)
     found, facts = READERS[kind](made["path"], squares(films, bundle.cache_side))
-    print(f"{kind}: largest difference {np.abs(found - wanted).max():.2g}")
     assert len(films) == 100
     assert found.shape == (100,)
     assert np.abs(found - wanted).max() <= TOLERANCE

@@ -24,10 +24,13 @@ from mlflow_stores import base, base64_film, film, free_port, make_adapter
 from PIL import Image
 
 from xray_opt.errors import ConfigError, TrackingError
+from xray_opt.mlflow_client import connect
+from xray_opt.places import Place
 from xray_opt.registry.registration import save_pyfunc
 from xray_opt.served_model import ROOT
 from xray_opt.serving import serve
-from xray_opt.serving.scoring_app import LONGEST, MODEL, MOST, Guarded, told
+from xray_opt.serving.scoring_app import LONGEST, Guarded, told
+from xray_opt.serving.starting import _environment
 
 JSON = "application/json"
 
@@ -137,7 +140,6 @@ def test_what_is_malformed_is_answered_4xx_with_one_line(app: Guarded, name: str
     body, kind, status, words = MALFORMED[name]
     found, headers, content = asked(app, body, kind)
     answer = json.loads(content)
-    print(name, found, answer["message"])
     assert found == status
     assert headers["content-type"] == JSON
     assert int(headers["content-length"]) == len(content)
@@ -249,10 +251,12 @@ def test_only_registered_versions_are_served(tuned, tmp_path: Path) -> None:
         serve("models:/xray-pneumonia@champion", place.workspace, films=tmp_path / "none")
 
 
-def test_the_variable_of_served_films_is_the_models() -> None:
-    source = Path(serve.__code__.co_filename).read_text()
-    assert f'"{ROOT}"' in source
-    assert {MODEL, MOST} == {"XRAY_OPT_SERVE_MODEL", "XRAY_OPT_SERVE_MOST_BYTES"}
+def test_only_the_folder_that_is_named_may_be_read(tuned, tmp_path: Path, monkeypatch) -> None:
+    place, _, _ = tuned
+    monkeypatch.setenv(ROOT, "/")
+    store = connect(Place().tracking(place.workspace), place.workspace)
+    assert ROOT not in _environment(store, "m/1", 1, None, 1)
+    assert _environment(store, "m/1", 1, tmp_path, 1)[ROOT] == str(tmp_path)
 
 
 def post(url: str, body: bytes) -> tuple[int, dict[str, Any]]:

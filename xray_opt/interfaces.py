@@ -63,7 +63,8 @@ def serve_interfaces(
     try:
         for name, port in (("MLflow", mlflow_port), ("optuna-dashboard", dashboard_port)):
             if name in servers:
-                _wait_until_up(name, servers[name], port)
+                hint = " ".join(map(str, commands[name]))
+                wait_until_up(name, servers[name], f"http://{HOST}:{port}/", hint, PATIENCE)
                 say(f"{name}: http://{HOST}:{port}")
         say("Ctrl-C ends both")
         _watch(servers)
@@ -119,17 +120,26 @@ def _start(command: list[str], told: bytes) -> subprocess.Popen[bytes]:
     return server
 
 
-def _wait_until_up(name: str, server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until_up(name: str, server: subprocess.Popen[bytes], url: str, hint: str, patience: float) -> None:
+    """Wait until a server answers at ``url``.
+
+    Args:
+        hint: where to look if it ends at once.
+        patience: seconds.
+
+    Raises:
+        XrayError: it ended, or did not answer.
+    """
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise XrayError(f"{name} ended at once (exit code {server.returncode}): {' '.join(map(str, server.args))}")  # type: ignore[arg-type]
+            raise XrayError(f"{name} ended at once (exit code {server.returncode}): {hint}")
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise XrayError(f"{name} did not answer on port {port} within {PATIENCE} s")
+    raise XrayError(f"{name} did not answer at {url} within {patience:g} s")
 
 
 def _watch(servers: dict[str, subprocess.Popen[bytes]]) -> None:

@@ -32,6 +32,7 @@ class Opening:
     command: str = ""
     run: str = ""
     by: str = "evaluate"
+    own: bool = False
 
     def is_that_of(self, other: Opening) -> bool:
         """Whether both tell of one opening, with or without its scores."""
@@ -56,15 +57,19 @@ class Leaderboard:
         """Columns and rows; the reference's table, its test columns empty where the test is sealed."""
         names = sorted({name for trial in self.trials for name in trial.params})
         test = ("test.f1", "test.auc", "test.accuracy") if self.openings else ()
-        # A retraining of a trial is opened under the trial's number, but its scores are not the trial's.
-        tested = {opening.run or opening.trial: opening.scores for opening in self.openings if opening.scores}
+        # A retraining of a trial is opened under the trial's number, but its scores are not the trial's. A trial that
+        # ended while MLflow was away does not know its run.
+        scored = [opening for opening in self.openings if opening.scores]
+        tested = {opening.run or opening.trial: opening.scores for opening in scored}
+        own = {opening.trial: opening.scores for opening in scored if opening.own}
         columns = ["trial", "state", *names, "val F1", *((self.second, "front") if self.second else ()), "val AUC"]
         rows: list[list[object]] = [
             [t.number, t.state.lower(), *(t.params.get(name) for name in names), t.value]
             + ([t.second, "★" if t.number in self.front else ""] if self.second else [])
             + [t.notes.get("val.auc")]
-            + [(tested.get(t.notes.get("mlflow_run")) or tested.get(t.number, {})).get(name) for name in test]
+            + [found.get(name) for name in test]
             for t in self.trials
+            for found in [tested.get(t.notes.get("mlflow_run")) or own.get(t.number) or tested.get(t.number, {})]
         ]
         return columns + [name.replace(".", " ").replace("f1", "F1").replace("auc", "AUC") for name in test], rows
 

@@ -73,7 +73,7 @@ def known_storages(workspace: Workspace, more: Iterable[str] = ()) -> dict[str, 
     urls += [study.storage for study in _files(workspace) if study.storage]
     found = {}
     for url in reversed(urls):
-        with suppress(ConfigError):  # of a study file; tune says what is wrong with it
+        with suppress(ConfigError, StudyError):  # of a study file, or a proxy that is away; tune says what is wrong
             found[storage_digest(url)] = url
     return found
 

@@ -20,11 +20,13 @@ from PIL import Image
 
 from xray_opt import registry
 from xray_opt.backbone import Base
-from xray_opt.config import Config, flatten
+from xray_opt.config import Config, Workspace, flatten
 from xray_opt.errors import StoreAway, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
-from xray_opt.tracking import WAITING, RankedTrial, Tracking, TrialEnd
+from xray_opt.places import PARENT
+from xray_opt.spool import look, spool_files
+from xray_opt.tracking import STUDY_ID, WAITING, RankedTrial, Tracking, TrialEnd
 from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
 from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.storage import open_storage, reachable
@@ -146,6 +148,13 @@ def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
     ends = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in opened.read().trials]
     for state, count in tracking.agree(ends).items():
         say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
+    opened.annotate(PARENT, tracking.parent_id)  # MLflow may have been away when the study began
+
+
+def writes_waiting(workspace: Workspace, identity: str) -> int:
+    """How many writes of the study with this id wait for MLflow in this workspace, whoever holds them."""
+    files = (look(path) for path in spool_files(workspace.spool))
+    return sum(count for about, count in files if about.get("tags", {}).get(STUDY_ID) == identity)
 
 
 def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:

@@ -9,12 +9,12 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xray_opt import registry
 from xray_opt.config import Config, StudyConfig, TrackingConfig, Workspace, override
-from xray_opt.errors import DiskFault, StudyError, TrackingError, XrayError
+from xray_opt.errors import DiskFault, TrackingError, XrayError
 from xray_opt.kept_base import study_base
 from xray_opt.mlflow_client import connect, without_credentials
 from xray_opt.places import Place, known_storages
@@ -133,7 +133,7 @@ def _remember(tags: Mapping[str, str], workspace: Workspace, known: Mapping[str,
         opened = existing_study(StudyConfig(name, storage=url), workspace)
         if not opened.notes.get(POSTPONED):
             opened.annotate(POSTPONED, {"tags": dict(tags)})
-    except StudyError as error:  # deleted, say
+    except XrayError as error:  # deleted, say
         report.problems.append(str(error))
 
 
@@ -141,7 +141,7 @@ def _settle_all(url: str, workspace: Workspace, report: SyncReport, say: Say) ->
     """Settle the studies of a storage that want it."""
     try:
         studies = [study for study in list_studies(workspace, url) if study.notes.get(POSTPONED)]
-    except StudyError as error:
+    except XrayError as error:
         report.problems.append(str(error))
         return
     for study in studies:
@@ -163,7 +163,7 @@ def _settle(opened: OpenStudy, note: Mapping[str, object], say: Say) -> registry
     """Settle one study; where no call of ``tune`` came to its end, only the states of its runs are looked after."""
     study, tags = opened.config, {str(key): str(value) for key, value in dict(note["tags"]).items()}  # type: ignore[call-overload]
     place = Place(study.name, study.storage).tracking(opened.workspace)
-    connection = connect(place, opened.workspace)
+    connection = connect(replace(place, uri=_with_login(place.uri) if place.uri else None), opened.workspace)
     version = None
     with Tracking.open(connection, study.name, tags, shared=opened.is_at_work, say=say) as tracking:
         agree_all(opened, tracking, say)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.dataset import Manifest
-from xray_opt.errors import DataError, XrayError
+from xray_opt.errors import DataError, TrackingError, XrayError
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import Place, known_storages, state_marks
+from xray_opt.settling import writes_waiting
 from xray_opt.tracking import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tuning import (
     IDENTITY,
@@ -47,11 +48,14 @@ def delete_whole_study(place: Place, workspace: Workspace, force: bool = False) 
 
     Raises:
         StudyError: no such study, or a worker is at work on it.
+        TrackingError: writes of it wait for MLflow, or MLflow does not answer.
     """
     name = str(place.study)
     identity = read_study(name, workspace, place.storage).notes.get(IDENTITY)
     if not force:
         require_idle(name, workspace, place.storage)
+    if identity and writes_waiting(workspace, str(identity)):
+        raise TrackingError(f"writes of study {name} wait, and would make its runs anew: run xray-opt sync first")
     connection = connect(place.tracking(workspace), workspace)
     runs = study_runs(connection, identity) if identity else []
     for run_id in runs:

@@ -8,7 +8,7 @@ here; who runs the trials is up to a launcher. Its workers ``join`` what is read
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -256,7 +256,8 @@ def _at_work(
     connection = connect(study.config.tracking, workspace, excused)
     require_same_store(connection, study.name, opened.notes.get(STORE), opened.notes.get(PARENT))
     films = Sizes.open(manifest, study.image_sizes, workspace, lambda done, n: watcher.progress("decode", done, n))
-    storage = storage_digest(storage_url(workspace, study.storage))
+    url = storage_url(workspace, study.storage)
+    storage = storage_patience(workspace, study.storage, watcher.say)(lambda: storage_digest(url))
     tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY]), STORAGE: storage}
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
     with Tracking.open(connection, study.name, tags, shared=shared, excused=excused, say=watcher.say) as tracking:
@@ -271,10 +272,9 @@ def _at_work(
 
 def _others_at_work(opened: OpenStudy) -> bool:
     """Whether workers of other calls run trials of the study: the last of them ends the study's run in MLflow."""
-    try:
+    with suppress(StudyError):  # away or deleted: there is nobody to wait for
         return opened.is_at_work()
-    except StudyError:  # away or deleted: there is nobody to wait for
-        return False
+    return False
 
 
 def _report(work: Work, tally: Tally) -> TuneReport:

@@ -63,6 +63,7 @@ def best_lora(work: Work) -> tuple[TrialRecord, str]:
     trials = [one for one in record.ranked if _settings(work, one).model.strategy == "lora"]
     if not trials:
         raise StudyError("the study has no complete trial of strategy lora to compare with: run xray-opt tune first")
+    trials.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))  # a front stands first in the ranking
     winner = (record.notes.get("confirmation") or {}).get("winner")
     for trial in trials:
         if trial.number == winner:

@@ -42,4 +42,5 @@ def sync(storages: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"{report.at_work} writes wait in processes that are at work: they send them themselves")
     if report.waiting or report.problems:
         lines = "; ".join(report.problems)
-        raise TrackingError(f"{report.waiting} writes still wait in {workspace.spool}: {lines}")
+        head = f"{report.waiting} writes still wait in {workspace.spool}" if report.waiting else "not all could be done"
+        raise TrackingError(f"{head}: {lines}")

@@ -13,7 +13,7 @@ from xray_opt.errors import StudyError, TrackingError
 from xray_opt.migrate.counting import Count, Counts, Run, count, count_runs, count_versions, table
 from xray_opt.migrate.stores import SERVICE, WORKSPACE, both_ends
 from xray_opt.places import PARENT, STORE, find_place, mark_state
-from xray_opt.settling import POSTPONED, one_at_a_time
+from xray_opt.settling import POSTPONED, one_at_a_time, writes_waiting
 from xray_opt.tracking import (
     Route,
     copies_of,
@@ -90,9 +90,9 @@ def migrate(
 def _move_study(copied: StudyCopy, route: Route, counts: Counts, say: Say) -> None:
     notes, first = copied.notes, not copied.done
     require_same_store(route.source, copied.name, notes.get(STORE), notes.get(PARENT))
-    if notes.get(POSTPONED):
-        raise TrackingError(f"writes of study {copied.name} wait for MLflow: run xray-opt sync, then this again")
     identity = str(notes[IDENTITY])
+    if notes.get(POSTPONED) or writes_waiting(route.source.workspace, identity):
+        raise TrackingError(f"writes of study {copied.name} wait for MLflow: run xray-opt sync, then this again")
     runs = runs_of_study(route.source, identity)
     if first:
         say(f"study {copied.name}: copying {len(runs)} runs, their files and models, then its trials")

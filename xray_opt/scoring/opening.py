@@ -66,6 +66,7 @@ class SealedTest:
             command=redacted(shlex.join([_program(), *sys.argv[1:]])),
             run=self.loaded.run_id,
             by=by,
+            own="xray_opt.trial" in tags and not tags.keys() & set(TRIAL_TAGS[1:]),
         )
         return self.manifest.open_test(lambda: self._note(opening)), opening
 

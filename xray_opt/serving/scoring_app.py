@@ -51,7 +51,7 @@ class Guarded:
         if body is None:
             await _refuse(send, 413, f"the request has more than {self._most >> 20} MiB; send fewer films at once")
             return
-        # A network uses all cores by itself, and so memory is that of one request.
+        # A network uses all cores by itself, and so memory is that of one prediction and of the bodies that wait.
         async with self._turn:
             answer = await _asked(self._app, scope, body)
         await _deliver(send, *answer)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +12,15 @@ from pathlib import Path
 from xray_opt import registry
 from xray_opt.config import Workspace
 from xray_opt.errors import ConfigError, XrayError
-from xray_opt.interfaces import end, require_free
+from xray_opt.interfaces import end, require_free, wait_until_up
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import Place
 from xray_opt.serving.scoring_app import MODEL, MOST
 
 #: Seconds until the server must answer; each process loads the model.
 PATIENCE = 180
+#: Variable that names the folder from which the model reads films by path.
+ROOT = "XRAY_OPT_SERVE_ROOT"
 #: Requests that wait at most; whoever comes then is answered 503.
 WAITING = 128
 
@@ -75,7 +74,8 @@ def serve(
     environment = _environment(connection, own, most_mib, films, workers)
     server = subprocess.Popen(_command(host, port, workers), env=environment, start_new_session=True)
     try:
-        _wait_until_up(server, port, host)
+        near = "127.0.0.1" if host == "0.0.0.0" else host
+        wait_until_up("the scoring server", server, f"http://{near}:{port}/ping", "its lines above say why", PATIENCE)
         ready(Served(own, f"http://{host}:{port}/invocations"))
         code = server.wait()
         raise XrayError(f"the scoring server ended (exit code {code}); its last lines above say why")
@@ -105,22 +105,6 @@ def _environment(
         "MLFLOW_LOGGING_LEVEL": "WARNING",
     }
     if films is not None:
-        own["XRAY_OPT_SERVE_ROOT"] = str(films.resolve())
-    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_REGISTRY_URI"}
+        own[ROOT] = str(films.resolve())
+    kept = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_REGISTRY_URI", ROOT)}
     return {"OMP_NUM_THREADS": str(max(cores // workers, 1))} | kept | own
-
-
-def _wait_until_up(server: subprocess.Popen[bytes], port: int, host: str) -> None:
-    near = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise XrayError(
-                f"the scoring server ended at once (exit code {server.returncode}); its lines above say why"
-            )
-        try:
-            with urllib.request.urlopen(f"http://{near}:{port}/ping", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise XrayError(f"the scoring server did not answer on port {port} within {PATIENCE} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import platform
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import torch
 import xray_opt
 from xray_opt.backbone import resolve_device
 from xray_opt.errors import ConfigError
+from xray_opt.mlflow_client import user_name
 
 #: Packages whose versions may change a result.
 PACKAGES = ("torch", "torchvision", "peft", "mlflow", "optuna", "numpy", "pillow", "scikit-learn")
@@ -28,7 +28,7 @@ def environment_tags() -> dict[str, str]:
 @cache
 def _fixed_tags() -> dict[str, str]:
     tags = {
-        "mlflow.user": _user(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": "xray-opt",
         "mlflow.source.type": "LOCAL",
         "xray_opt.host": socket.gethostname(),
@@ -71,14 +71,6 @@ def _processor() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
-
-
-def _user() -> str:
-    """Login name; a container may run as a user without one."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 @cache

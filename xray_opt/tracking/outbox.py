@@ -147,7 +147,7 @@ class Outbox:
     def _unload(self) -> bool:
         """Send what waits, in order; whether all was asked. The caller holds ``_sending``."""
         if self._spool is None:
-            return True
+            return self._up  # away, and nothing is kept yet: look again
         sent = 0
         while True:
             report = unload(self._spool, self.sender)

@@ -22,7 +22,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import GrpcStorageProxy
 
 from xray_opt.errors import ConfigError, StudyError, one_line
-from xray_opt.tuning.urls import masked, parsed
+from xray_opt.tuning.urls import StorageAway, masked, parsed
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 try:
@@ -90,14 +90,20 @@ class ProxiedStorage(GrpcStorageProxy):
         """What the proxy says of itself.
 
         Raises:
-            StudyError: it does not answer, is none of ours, or has another Optuna.
+            StorageAway: it does not answer.
+            StudyError: it is none of ours, or has another Optuna.
         """
         try:
             said = About(**json.loads(self._call(self._about, b"")))
-        except (grpc.RpcError, StorageInternalError, TypeError, ValueError) as error:
-            raise StudyError(
+        except (grpc.RpcError, StorageInternalError) as error:
+            raise StorageAway(
                 f"storage {masked(self.url)} does not answer ({one_line(error)}): start it there with xray-opt storage "
                 "serve, then run the same command again"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise StudyError(
+                f"storage {masked(self.url)} is no proxy of xray-opt ({one_line(error)}): start one there with "
+                "xray-opt storage serve"
             ) from error
         if said.optuna != optuna.__version__:
             raise StudyError(

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError, one_line
 from xray_opt.tuning.locks import Storage, advisory_lock, file_lock, one_connection, sole_lock
-from xray_opt.tuning.urls import is_proxy, masked, parsed, sqlite_file, storage_url
+from xray_opt.tuning.urls import StorageAway, is_proxy, masked, parsed, sqlite_file, storage_url
 
 if TYPE_CHECKING:
     from xray_opt.tuning.proxy import ProxiedStorage
@@ -32,10 +32,6 @@ TABLES = {"sqlite": "tables", "postgresql": ":tables"}
 SERVER = {"pool_pre_ping": True, "max_overflow": -1}
 
 T = TypeVar("T")
-
-
-class StorageAway(StudyError):
-    """The storage does not answer, or did not come back in time; a running trial is resumed by the next start."""
 
 
 def storage_digest(url: str) -> str:

@@ -9,7 +9,11 @@ from pathlib import Path
 import sqlalchemy
 
 from xray_opt.config import Workspace
-from xray_opt.errors import ConfigError, shortened
+from xray_opt.errors import ConfigError, StudyError, shortened
+
+
+class StorageAway(StudyError):
+    """The storage does not answer, or did not come back in time; a running trial is resumed by the next start."""
 
 
 def storage_url(workspace: Workspace, storage: str | None = None) -> str:
