@@ -71,6 +71,7 @@ def test_a_study_remembers_the_store_of_its_runs(workspace):
 def test_the_storages_of_a_workspace_are_known_by_their_digests(workspace, storage, monkeypatch):
     default = f"sqlite:///{workspace.study_database}"
     (workspace.studies / "bad.yaml").write_text("name: bad\nstorage: no url\n")
+    (workspace.studies / "away.yaml").write_text("name: away\nstorage: grpc://127.0.0.1:1\n")
     assert known_storages(workspace) == {storage_digest(url): url for url in (default, storage)}
     open_study(StudyConfig("mine"), workspace, "d" * 64)
     monkeypatch.setenv("XRAY_OPT_STORAGE", "sqlite:////elsewhere.db")

@@ -17,6 +17,7 @@ from test_launchers import Listening, slots_of
 from xray_opt.config import TrackingConfig
 from xray_opt.experiment import run_experiment
 from xray_opt.mlflow_client import connect
+from xray_opt.places import PARENT
 from xray_opt.spool import spool_files
 from xray_opt.tuning import read_study
 
@@ -93,6 +94,8 @@ def test_a_study_whose_server_is_away_from_start_to_end(place, faulty, study):
     assert re.match(r"\d+ writes wait for MLflow at http.*registers the best adapter", line)
     away = place.run("sync")
     assert (away.returncode, away.stderr.count("error:"), "still wait" in away.stderr) == (7, 1, True), away.stderr
+    kept = place.run("study", "delete", study, "--yes")
+    assert (kept.returncode, "run xray-opt sync first" in kept.stderr) == (7, True), kept.stderr
 
     faulty.mood = "ok"
     sent = place.json("sync")
@@ -102,6 +105,7 @@ def test_a_study_whose_server_is_away_from_start_to_end(place, faulty, study):
     assert (parent.info.status, parent.data.metrics["trials.complete"]) == ("FINISHED", 2)
     assert [item.path for item in connection.client.list_artifacts(parent.info.run_id, "base")]
     check_champion(connection, place, study, runs)
+    assert read_study(study, place.workspace).notes[PARENT] == parent.info.run_id
     again = place.run("sync")
     assert (again.returncode, again.stdout.strip()) == (0, "nothing to do: nothing waits for MLflow")
     # The study goes on where it was, in the same runs.

@@ -31,7 +31,8 @@ from xray_opt.tuning import (
     storage_digest,
 )
 from xray_opt.tuning.locks import sole_lock, study_lock
-from xray_opt.tuning.storage import open_storage
+from xray_opt.tuning.storage import Patience, open_storage
+from xray_opt.tuning.urls import StorageAway
 
 NUMBERS = itertools.count()
 SPACE = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
@@ -287,6 +288,15 @@ def test_the_command_serves_until_it_is_told_to_stop_and_warns_of_open_doors(tmp
     process.terminate()
     process.communicate(timeout=LONG)
     assert line.startswith("WARNING: 0.0.0.0 can be reached from outside, without login or encryption")
+
+
+def test_a_proxy_that_does_not_answer_is_away_and_waited_for():
+    with pytest.raises(StorageAway, match="does not answer"):
+        open_storage("grpc://127.0.0.1:1")
+    lines = list[str]()
+    with pytest.raises(StorageAway, match="stayed away"):
+        Patience("grpc://127.0.0.1:1", lines.append, 1.0)(lambda: open_storage("grpc://127.0.0.1:1"))
+    assert len(lines) == 1
 
 
 def test_without_grpcio_there_is_one_line(workspace):
