@@ -18,6 +18,8 @@ UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/bin/uv)
 # Two test processes, a thread each: more only fight for the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsfE
 PYTEST_ARGS ?=
+# Of tune in the demo.
+DEMO_ARGS ?=
 # Of the whole fuzzing in two processes, and the seed that decides every case.
 FUZZ_SECONDS ?= 200
 FUZZ_SEED ?= 0
@@ -46,7 +48,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	@sh scripts/demo.sh
+	@sh scripts/demo.sh $(DEMO_ARGS)
 
 test: setup
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data and not compose" $(PYTEST_ARGS) tests
@@ -58,7 +60,7 @@ test-real: setup
 	$(PYTEST) -m real_data tests
 
 test-compose: setup
-	$(PYTEST) --timeout 900 $(PYTEST_ARGS) tests/test_compose_*.py
+	$(PYTEST) --timeout 900 -o cache_dir=.pytest_cache/compose $(PYTEST_ARGS) tests/test_compose_*.py
 
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --dist loadgroup --timeout $$(($(FUZZ_SECONDS) + 900)) \

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The whole job on made-up films: phantoms → split → tune → leaderboard → registered model → one prediction.
+# Arguments are passed to tune: --trials 3, say.
 set -eu
 x=.venv/bin/xray-opt
 films=data/phantoms
@@ -15,7 +16,7 @@ if ! "$x" weights; then
     echo "!!! Its scores are then far below what the tool reaches. Only the demo does this by itself."
     echo
 fi
-"$x" tune --study studies/demo.yaml --name "demo-$base" --data "$films" --set "model.base=$base"
+"$x" tune --study studies/demo.yaml --name "demo-$base" --data "$films" --set "model.base=$base" "$@"
 
 echo
 "$x" compare "demo-$base"

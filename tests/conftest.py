@@ -12,10 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.phantom import make_phantoms
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 STUDY = """
 # xray-opt tune --study tiny: as small as the whole job gets

@@ -71,13 +71,14 @@ def migrate(
         TrackingError: a store does not answer. A kill or an error loses nothing: the next call goes on.
     """
     source, target = both_ends(workspace, start, end, storage, uri)
-    known = [record.name for record in list_studies(workspace, source.storage)]
+    known = {record.name: record.notes for record in list_studies(workspace, source.storage)}
     if missing := sorted(set(studies) - set(known)):
         raise StudyError(f"no study {missing[0]!r} at the source; there are: {', '.join(known) or 'none yet'}")
     route = Route(source.connection, target.connection, storage_digest(target.storage))
     counts: Counts = Counter()
     names = tuple(dict.fromkeys(studies or known))
     for name in names:
+        _require_sent(name, known[name], source.workspace)
         with one_at_a_time(target.storage, name), copying(name, source.storage, target.storage) as copied:
             _move_study(copied, route, counts, say)
         mark_state(target.workspace, name, route.storage)
@@ -87,12 +88,15 @@ def migrate(
     return Migration(names, table(counts))
 
 
+def _require_sent(name: str, notes: Mapping[str, Any], workspace: Workspace) -> None:
+    if notes.get(POSTPONED) or writes_waiting(workspace, str(notes.get(IDENTITY))):
+        raise TrackingError(f"writes of study {name} wait for MLflow: run xray-opt sync, then this again")
+
+
 def _move_study(copied: StudyCopy, route: Route, counts: Counts, say: Say) -> None:
     notes, first = copied.notes, not copied.done
     require_same_store(route.source, copied.name, notes.get(STORE), notes.get(PARENT))
     identity = str(notes[IDENTITY])
-    if notes.get(POSTPONED) or writes_waiting(route.source.workspace, identity):
-        raise TrackingError(f"writes of study {copied.name} wait for MLflow: run xray-opt sync, then this again")
     runs = runs_of_study(route.source, identity)
     if first:
         say(f"study {copied.name}: copying {len(runs)} runs, their files and models, then its trials")
