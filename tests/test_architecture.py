@@ -43,6 +43,7 @@ DOORS = {
     "grpc": {"tuning"},
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
+    "ray": {"launchers"},
 }
 #: Rooms that must stay light: they import no torch.
 WITHOUT_TORCH = {

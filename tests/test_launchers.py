@@ -3,6 +3,7 @@
 A launcher is the options of ``tune`` that choose it; a new one is a line of ``LAUNCHERS``.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -10,15 +11,16 @@ import signal
 import threading
 import time
 
+import optuna
 import psutil
 import pytest
 from conftest import STUDY, make_place
 from test_workers import check_agreement, client
 
 from xray_opt.launchers import member
-from xray_opt.tuning import read_study
+from xray_opt.tuning import read_study, storage_url
 
-LAUNCHERS = {"in-process": (), "processes": ("--workers", "2")}
+LAUNCHERS = {"in-process": (), "processes": ("--workers", "2"), "ray": ("--ray", "local", "--workers", "2")}
 #: Seconds that anything may take on a loaded machine.
 LONG = 300
 pytestmark = pytest.mark.slow
@@ -26,6 +28,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=LAUNCHERS)
 def launcher(request):
+    if request.param == "ray":
+        pytest.importorskip("ray", reason="no Ray here: install the extra ray")
     return LAUNCHERS[request.param]
 
 
@@ -74,8 +78,20 @@ class Listening:
 
 def slots_of(process):
     """The slots' processes, in the order of their start."""
-    children = psutil.Process(process.pid).children()
-    return sorted((child for child in children if "xray_opt.launchers.slot" in child.cmdline()), key=lambda c: c.pid)
+    children = psutil.Process(process.pid).children(recursive=True)
+    return sorted((child for child in children if is_slot(child)), key=lambda c: c.pid)
+
+
+def is_slot(process):
+    with contextlib.suppress(psutil.Error):
+        return "xray_opt.launchers.slot" in process.cmdline()
+    return False
+
+
+def owner_of(place, name, number, storage=None):
+    """The process that runs a trial."""
+    study = optuna.load_study(study_name=name, storage=storage_url(place.workspace, storage))
+    return study.trials[number].user_attrs["owner"]["pid"]
 
 
 def wait_until(holds, seconds=LONG):
@@ -125,7 +141,8 @@ def test_a_killed_worker_loses_nothing(tmp_path, launcher):
     process = place.start(*arguments)
     heard = Listening(process)
     found = heard.wait_for(r"(?:slot (\d+) · )?trial (\d+) · epoch 2/8")
-    worker = slots_of(process)[int(found[1])].pid if launcher else process.pid
+    worker = owner_of(place, "killed", int(found[2]))
+    assert (worker == process.pid) == (not launcher)
     os.kill(worker, signal.SIGKILL)
     code, _ = heard.end()
     if launcher:
@@ -149,8 +166,8 @@ def test_a_stopped_call_ends_its_workers_and_the_next_one_goes_on(tmp_path, laun
     process = place.start(*arguments)
     heard = Listening(process)
     heard.wait_for(r"trial \d+ · epoch 1/8")
+    wait_until(lambda: len(slots_of(process)) == (2 if launcher else 0))
     slots = slots_of(process)
-    assert len(slots) == (2 if launcher else 0)
     process.terminate()
     code, _ = heard.end()
     assert (code, "Traceback" in heard.text) == (130, False), heard.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -92,6 +93,13 @@ class Member:
             _pipe(self._process.stdin).close()
         self._threads, self._process, self.code = [], None, code
         return True
+
+    def how(self) -> str:
+        """How the process ended, for a line that begins with the slot's name."""
+        code = self.code or 0
+        if code == -signal.SIGKILL:
+            return "was killed (SIGKILL; out of memory?)"
+        return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
 
     def stop(self) -> None:
         """Let the process hand its trial back and end."""

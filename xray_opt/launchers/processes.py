@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import queue
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from xray_opt.errors import StudyError
 from xray_opt.launchers.member import Event, Member, News
@@ -40,37 +40,52 @@ class Processes:
             XrayError: no slot could work; the line is that of the first that said why.
             KeyboardInterrupt: after the slots have ended.
         """
-        crew = work.opened.begin(total, work.watcher.say)
-        if timeout == 0 or work.opened.read().counted >= total:
-            return work.run(total, timeout, crew)
-        job = Job(
-            study=work.opened.config,
-            root=work.opened.workspace.root,
-            identity=str(work.opened.notes[IDENTITY]),
-            total=total,
-            timeout=timeout,
-            crew=crew,
-            memory_fraction=None,
-        )
-        team = _Team(self.slots, job, work)
-        team.run()
-        # Nothing is started here: what a slot left behind that died at the very end is taken in, and all is counted.
-        tally = work.run(total, 0.0, crew)
-        enough = tally.complete + tally.pruned >= total
-        if not enough:
-            team.require_one_that_worked()
-        return replace(tally, started_now=team.started, stopped="done" if enough else "timeout")
+        return run_team(lambda news: [Member(slot, news) for slot in self.slots], work, total, timeout)
+
+
+def run_team(
+    hired: Callable[[News], Sequence[Member]], work: Work, total: int, timeout: float | None, **changes: Any
+) -> Tally:
+    """Bring a study to its number with the members that ``hired`` makes, who tell what they do on the given queue.
+
+    Args:
+        changes: of the study as the members get it.
+
+    Raises:
+        XrayError: no member could work; the line is that of the first that said why.
+        KeyboardInterrupt: after the members have ended.
+    """
+    crew = work.opened.begin(total, work.watcher.say)
+    if timeout == 0 or work.opened.read().counted >= total:
+        return work.run(total, timeout, crew)
+    job = Job(
+        study=replace(work.opened.config, **changes),
+        root=work.opened.workspace.root,
+        identity=str(work.opened.notes[IDENTITY]),
+        total=total,
+        timeout=timeout,
+        crew=crew,
+        memory_fraction=None,
+    )
+    team = _Team(hired, job, work)
+    team.run()
+    # Nothing is started here: what a slot left behind that died at the very end is taken in, and all is counted.
+    tally = work.run(total, 0.0, crew)
+    enough = tally.complete + tally.pruned >= total
+    if not enough:
+        team.require_one_that_worked()
+    return replace(tally, started_now=team.started, stopped="done" if enough else "timeout")
 
 
 class _Team:
     """The slots of one call."""
 
-    def __init__(self, slots: tuple[Slot, ...], job: Job, work: Work) -> None:
+    def __init__(self, hired: Callable[[News], Sequence[Member]], job: Job, work: Work) -> None:
         self.started = 0
         self._job, self._watcher = job, work.watcher
         self._deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self._news: News = queue.Queue()
-        self._members = [Member(slot, self._news) for slot in slots]
+        self._members = list(hired(self._news))
         self._said: dict[str, Member] = {}
 
     def run(self) -> None:
@@ -138,7 +153,7 @@ class _Team:
         if member.trial is not None:
             self._watcher.placed(member.trial, None)
             member.trial = None
-        name, how = member.slot.name, _how(member.code or 0)
+        name, how = member.slot.name, member.how()
         if member.code == 0:
             return
         if member.error is not None:
@@ -172,9 +187,3 @@ class _Team:
         deadline = time.monotonic() + GRACE
         while self._running() and time.monotonic() < deadline:
             self._over()
-
-
-def _how(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed (SIGKILL; out of memory?)"
-    return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
