@@ -38,6 +38,8 @@ except ImportError as missing:
 ANSWER = 10.0
 #: Seconds that a slot waits for room in the cluster.
 ROOM = 60.0
+#: Bytes of shared memory for a Ray of our own: what goes through it are short lines. Ray takes no less.
+STORE = 80 * 2**20
 #: Variables with these beginnings go to the nodes: where the stores are, and the logins.
 TAKEN_ALONG = ("MLFLOW_", "XRAY_OPT_", "AWS_")
 #: Exit code of a slot whose actor or node is gone.
@@ -53,7 +55,7 @@ class Nodes:
     @classmethod
     def here(cls) -> Nodes:
         """Those of the cluster that this process is connected to."""
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return cls(tuple((each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in alive))
 
     def cpu_share(self, count: int) -> Share:
@@ -124,9 +126,8 @@ def ray_launcher(
 
 def _connect(address: str, workers: int) -> None:
     """Join a cluster; Ray's own waiting, lines and signal handlers are kept away."""
-    place = address.removeprefix("ray://")
     if address not in ("local", "auto"):
-        host, _, port = place.rpartition(":")
+        host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
         except (OSError, ValueError, OverflowError) as error:
@@ -135,9 +136,9 @@ def _connect(address: str, workers: int) -> None:
                 "--head), or --ray local"
             ) from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options: dict[str, Any] = (
-        {"num_cpus": max(workers, cores), "include_dashboard": False} if address == "local" else {}
-    )
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"num_cpus": max(workers, cores), "include_dashboard": False, "object_store_memory": STORE}
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -249,6 +250,8 @@ class RayMember(Member):
         if self._thread is None or self._thread.is_alive():
             return False
         self._thread = None
+        if self.code == 0:
+            self.kill()  # its place is free for one that was lost
         return True
 
     def how(self) -> str:
