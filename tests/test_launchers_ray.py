@@ -21,7 +21,7 @@ from xray_opt.launchers.choose import launcher_for
 
 pytest.importorskip("ray", reason="no Ray here: install the extra ray")
 from xray_opt.launchers.keeper import Keeper, Share
-from xray_opt.launchers.on_ray import Nodes
+from xray_opt.launchers.on_ray import STORE, Nodes
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job
 from xray_opt.tuning import Crew
@@ -31,11 +31,13 @@ CPU = StudyConfig("s", config=override(Config(), {"training.device": "cpu"}))
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one core each on this machine."""
+    """Two nodes of one core each on this machine; a dead one is noticed within seconds."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    small = {"num_cpus": 1, "object_store_memory": STORE}
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    made = Cluster(True, head_node_args=small | {"include_dashboard": False, "_system_config": quick})
+    made.add_node(**small)
     yield made
     made.shutdown()
 
