@@ -66,8 +66,9 @@ def run(job: dict[str, Any]) -> Values:
         from xray_opt.trainer import trainer
         from xray_opt.trainer.step import Stepper
     # A name that is gone ends this with an AttributeError: better than a part that is silently missing.
-    for attribute in ("prepared", "open_images", "shortcut_screen"):
+    for attribute in ("prepared", "shortcut_screen"):
         watch.wrap(workers, attribute, "data")
+    watch.wrap(workers.Sizes, "open", "data")
     for attribute in ("fresh_base", "study_base"):
         watch.wrap(workers, attribute, "base")
     watch.wrap(workers, "open_study", "storage")
