@@ -6,13 +6,13 @@ Random and own weights are kept once a study, beside its checkpoints; ImageNet's
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from xray_opt.backbone import Base, load_base, read_base, save_base
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import ModelError
-from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, study_notes
 
 #: Study notes: digest of the base weights, and where they came from.
@@ -61,11 +61,11 @@ def study_base(opened: OpenStudy, fresh: Base | None = None) -> Base:
     return replace(base, origin=origin)
 
 
-def log_base(base: Base, tracking: Tracking) -> None:
-    """Keep base weights that cannot be fetched again with the study's run, without the films they have seen."""
+def log_base(base: Base, log: Callable[[Path, str], None]) -> None:
+    """Keep base weights that cannot be fetched again with a run (``log``: file, folder), without the films they saw."""
     if base.origin != "imagenet":
         with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-            tracking.log_file(save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")
+            log(save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")
 
 
 def kept_path(study: str, workspace: Workspace, sha256: str) -> Path:

@@ -89,11 +89,9 @@ def leaderboard(study: str, workspace: Workspace, storage: str | None = None) ->
         StudyError: no such study; the line names those there are.
     """
     record = read_study(study, workspace, storage)
-    others = sorted(record.trials, key=lambda t: (t.state != "PRUNED", t.number))
-    trials = (*record.ranked, *(t for t in others if t.state != "COMPLETE"))
     front = tuple(t.number for t in record.front) if record.second else ()
     summary = f"{record.count('COMPLETE')} complete, {record.count('PRUNED')} pruned, {record.count('FAIL')} failed"
-    return Leaderboard(summary, trials, tuple(openings(record)), record.second, front)
+    return Leaderboard(summary, record.listed, tuple(openings(record)), record.second, front)
 
 
 def openings(study: StudyRecord) -> list[Opening]:

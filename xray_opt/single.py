@@ -9,19 +9,19 @@ import fcntl
 import hashlib
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from xray_opt.backbone import Base, load_base, save_base
+from xray_opt.backbone import load_base
 from xray_opt.cache import open_images
 from xray_opt.config import Config, Workspace
 from xray_opt.dataset import Pseudonyms, prepared, settled
 from xray_opt.errors import ConfigError, NotFinite, StoreAway
 from xray_opt.experiment import Job, Result, run_experiment
+from xray_opt.kept_base import log_base
 from xray_opt.mlflow_client import connect
 from xray_opt.overlap import overlap_tags, require_apart
 from xray_opt.tracking import Tracking, data_tags
@@ -98,7 +98,7 @@ def train(
 
         def started(run_id: str) -> None:
             unfinished.add(run_id)
-            _keep_base(base, tracking, run_id)
+            log_base(base, lambda path, folder: tracking.log_run_file(run_id, path, folder))
 
         job = Job(
             config,
@@ -154,11 +154,3 @@ def _held(name: str, workspace: Workspace) -> Iterator[_Unfinished]:
         finally:
             if not has_checkpoint(unfinished.checkpoint):  # nothing to go on from
                 unfinished.discard()
-
-
-def _keep_base(base: Base, tracking: Tracking, run_id: str) -> None:
-    """Store base weights that cannot be fetched again with the run, as a study does with its own."""
-    if base.origin == "imagenet":
-        return
-    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        tracking.log_run_file(run_id, save_base(base.without_lists(), Path(folder) / "base.safetensors"), "base")

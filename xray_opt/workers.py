@@ -296,5 +296,5 @@ def _describe_once(work: Work, manifest: Manifest) -> None:
     for line in shortcut.lines():
         work.watcher.say(line)
     work.tracking.log_metrics(shortcut.metrics())
-    log_base(work.base, work.tracking)
+    log_base(work.base, work.tracking.log_file)
     work.opened.annotate("described", work.tracking.parent_id)

@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from xray_opt.baseline.record import Comparison, Row
-from xray_opt.report import CONTENDERS, Line, Panel, forest, save
+from xray_opt.report import Line, Panel, called, forest, kind_of, save
 
 SHOWN = {"f1": "F1", "auc": "AUC", "accuracy": "accuracy"}
-
-
-def named(key: str) -> str:
-    """A contender's name for people."""
-    return CONTENDERS.get(key, key)
 
 
 def draw(found: Comparison, folder: Path, name: str) -> tuple[Path, Path]:
@@ -21,7 +16,7 @@ def draw(found: Comparison, folder: Path, name: str) -> tuple[Path, Path]:
         Panel(label, tuple(_line(row, score) for row in found.rows if row.scores)) for score, label in SHOWN.items()
     ]
     leads = tuple(
-        Line(f"LoRA - {named(key)}", gains["auc"].value, gains["auc"].low, gains["auc"].high, _kind(key))
+        Line(f"LoRA - {called(key)}", gains["auc"].value, gains["auc"].low, gains["auc"].high, kind_of(key))
         for key, gains in found.gains.items()
     )
     if leads:
@@ -32,9 +27,4 @@ def draw(found: Comparison, folder: Path, name: str) -> tuple[Path, Path]:
 
 def _line(row: Row, score: str) -> Line:
     one = row.scores[score]
-    return Line(named(row.key), one.value, one.low, one.high, _kind(row.key))
-
-
-def _kind(key: str) -> int:
-    """Ours, a rival, or a trivial model."""
-    return 0 if key == "lora" else 1 if key in CONTENDERS else 2
+    return Line(called(row.key), one.value, one.low, one.high, kind_of(row.key))

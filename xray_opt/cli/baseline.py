@@ -79,17 +79,17 @@ def _write(found: Comparison, out: Path) -> None:
 
 
 def _print(found: Comparison) -> None:
-    from xray_opt.baseline.picture import named
+    from xray_opt.report import called
 
     title = (
         f"{found.study}, {found.split}: {found.films} films of {found.patients} patients, mean of {found.seeds} seeds"
     )
     for scores in (("f1", "auc"), ("accuracy", "precision"), ("sensitivity", "specificity")):
-        rows = [[named(row.key), *_cells(row, scores)] for row in found.rows]
+        rows = [[called(row.key), *_cells(row, scores)] for row in found.rows]
         heads = [head for score in scores for head in (score.replace("f1", "F1").replace("auc", "AUC"), "95 %")]
         print_table(["", *heads], rows, title=title if scores[0] == "f1" else None)
     trained = [row for row in found.rows if row.trainable is not None]
-    rows = [[named(row.key), f"{row.trainable:,}", row.seconds, row.learning_rate] for row in trained]
+    rows = [[called(row.key), f"{row.trainable:,}", row.seconds, row.learning_rate] for row in trained]
     print_table(["", "trained weights", "seconds a training", "learning rate"], rows)
     best = next((row.key for row in found.rows if row.key in found.gains and row.trainable is None), None)
     rows = []
@@ -97,7 +97,7 @@ def _print(found: Comparison) -> None:
         for score in ("f1", "auc"):
             one = found.gains[str(key)][score]
             p = None if one.p is None else f"{one.p:.2g}"
-            rows.append([f"LoRA - {named(str(key))}", score.upper(), *between(one), p])
+            rows.append([f"LoRA - {called(str(key))}", score.upper(), *between(one), p])
     print_table(["paired gains", "", "gain", "95 %", "p"], rows)
     for reason in _reasons(found):
         click.echo(reason)
@@ -113,9 +113,9 @@ def _cells(row: Any, scores: tuple[str, ...]) -> list[object]:
 
 
 def _reasons(found: Comparison) -> list[str]:
-    from xray_opt.baseline.picture import named
+    from xray_opt.report import called
 
-    failed = [f"{named(row.key)}: {row.failed}" for row in found.rows if row.failed]
+    failed = [f"{called(row.key)}: {row.failed}" for row in found.rows if row.failed]
     shown = ("f1", "auc", "accuracy", "precision", "sensitivity", "specificity")
     whys = {row.scores[score].why for row in found.rows if row.scores for score in shown}
     return failed + sorted(f"no interval: {cell(why)}" for why in whys if why)

@@ -7,11 +7,10 @@ from xray_opt.report.forest import Line, Panel, forest, save
 from xray_opt.report.model_card import model_card
 from xray_opt.report.page import SECTIONS, Section, page
 from xray_opt.report.records import ARTIFACTS, SHOWING_FILMS, Chosen, Evidence, Predictions, Split
-from xray_opt.report.sections_evidence import CONTENDERS
+from xray_opt.report.sections_evidence import called, kind_of
 
 __all__ = [
     "ARTIFACTS",
-    "CONTENDERS",
     "SECTIONS",
     "SHOWING_FILMS",
     "Chosen",
@@ -21,7 +20,9 @@ __all__ = [
     "Predictions",
     "Section",
     "Split",
+    "called",
     "forest",
+    "kind_of",
     "model_card",
     "page",
     "save",

@@ -160,8 +160,8 @@ def rivals(evidence: Evidence) -> Markup:
 def _rivals(split: str, record: Record) -> Markup:
     films = f"{record['films']} {SPLITS[split]} films of {record['patients']} patients"
     scored = [row for row in record["rows"] if row["scores"]]
-    scores = [_line(_called(row["key"]), row["scores"]["auc"], kind=_kind(row["key"])) for row in scored]
-    leads = [_line(f"over {_called(key)}", one["auc"], kind=_kind(key)) for key, one in record["gains"].items()]
+    scores = [_line(called(row["key"]), row["scores"]["auc"], kind=kind_of(row["key"])) for row in scored]
+    leads = [_line(f"over {called(key)}", one["auc"], kind=kind_of(key)) for key, one in record["gains"].items()]
     words = "95 % intervals over patients and seeds."
     return Markup("").join(
         (
@@ -177,7 +177,7 @@ def _rivals(split: str, record: Record) -> Markup:
             table(
                 "LoRA's gain over each, paired by patient and seed",
                 ["over", "AUC", "F1"],
-                [[_called(key), gained(one["auc"]), gained(one["f1"])] for key, one in record["gains"].items()],
+                [[called(key), gained(one["auc"]), gained(one["f1"])] for key, one in record["gains"].items()],
             ),
         )
     )
@@ -188,16 +188,17 @@ _HEADS = ["trained", "F1", "95 %", "AUC", "95 %", "learning rate", "trained weig
 
 def _row(row: Record) -> list[object]:
     if row.get("failed"):
-        return [_called(row["key"]), "no result", *[None] * 6]
+        return [called(row["key"]), "no result", *[None] * 6]
     two = [cell for name in ("f1", "auc") for cell in (row["scores"][name]["value"], ends(row["scores"][name]))]
-    return [_called(row["key"]), *two, row["learning_rate"], row["trainable"], row["seconds"]]
+    return [called(row["key"]), *two, row["learning_rate"], row["trainable"], row["seconds"]]
 
 
-def _called(key: str) -> str:
+def called(key: str) -> str:
+    """A contender's name for people."""
     return CONTENDERS.get(key, key)
 
 
-def _kind(key: str) -> int:
+def kind_of(key: str) -> int:
     """Ours, a rival, or a trivial model."""
     return 0 if key == "lora" else 1 if key in CONTENDERS else 2
 

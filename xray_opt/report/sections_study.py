@@ -59,8 +59,7 @@ def leaderboard(evidence: Evidence) -> Markup:
     study = evidence.study
     if not study.trials:
         return missing("No trial is over", f"xray-opt tune --study {study.name}")
-    others = sorted(study.trials, key=lambda t: (t.state != "PRUNED", t.number))
-    trials = [*study.ranked, *(t for t in others if t.state != "COMPLETE")]
+    trials = study.listed
     front = {trial.number for trial in study.front} if study.second else set()
     names = short_names(evidence.params)
     confirmed = {one["trial"]: one["confirmed"] for one in (evidence.confirmation or {}).get("settings", ())}

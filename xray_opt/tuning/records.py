@@ -105,6 +105,12 @@ class StudyRecord:
         front = {trial.number for trial in self.front}
         return tuple(sorted(self._by_value(), key=lambda trial: trial.number not in front))
 
+    @property
+    def listed(self) -> tuple[TrialRecord, ...]:
+        """All trials as tables show them: ranked ones, then pruned ones, then the rest."""
+        others = sorted(self.trials, key=lambda trial: (trial.state != "PRUNED", trial.number))
+        return (*self.ranked, *(trial for trial in others if trial.state != "COMPLETE"))
+
     def _by_value(self) -> list[TrialRecord]:
         done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
         # A NaN, which no search stores, is put last.
