@@ -1,10 +1,10 @@
 """How often do intervals hold what they promise? Coverage of five bootstrap methods, and false alarms of paired tests.
 
-    python benchmarks/coverage.py --out docs/performance/coverage.json      about eight minutes on a core
+    python benchmarks/coverage.py --out docs/performance/coverage.json      about fifteen minutes on a core
 
 Patients with one film or more, binormal scores with a patient's own share in them, probabilities that are too certain;
-the true scores come from 400,000 patients. Prints the table of docs/statistics.md: covered of 100 nominal 95 %
-intervals, and how many lay above and below the truth.
+the true scores come from 400,000 patients. Prints the tables of docs/statistics.md: covered of 100 nominal 95 %
+intervals, and how many lay above and below the truth. Rare flips, which need no scores, are in coverage_shares.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coverage_shares import table
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from xray_opt.intervals import Patients, gain, interval, resampled
+from xray_opt.intervals import Interval, Patients, ends, gains, resampled
 from xray_opt.metrics import Cases, focal_losses, weighted_scores
 
 Floats = NDArray[np.float64]
@@ -48,11 +49,10 @@ def draw(chance: np.random.Generator, patients: int, auc: float, models: int = 1
     return cases, whose
 
 
-def bounds(name: str, value: float, drawn: Floats, patients: int, left_out: Floats | None) -> Bounds:
+def bounds(value: float, drawn: Floats, own: Interval, left_out: Floats | None) -> Bounds:
     """Method → interval of one score, from (B,) resamples and, for BCa, (P,) values with one patient left out."""
     low, high = np.quantile(drawn, [0.025, 0.975])
     spread = drawn.std(ddof=1)
-    own = interval(name, value, drawn, [patients])
     found = {
         "percentile": (low, high),
         "basic": (2 * value - high, 2 * value - low),
@@ -86,8 +86,8 @@ def coverage(
         who = Patients([f"{one:06d}" for one in whose], seed=number)
         drawn = resampled(lambda weights, cases=cases: weighted_scores(cases, weights, 0.5), who, resamples)
         left_out = weighted_scores(cases, (1 - np.eye(who.count))[:, who.codes], 0.5) if bca else {}
-        for name, value in plain(cases).items():
-            for method, (low, high) in bounds(name, value, drawn[name], who.count, left_out.get(name)).items():
+        for name, own in ends(cases, who, 0.5, drawn).items():
+            for method, (low, high) in bounds(own.value, drawn[name], own, left_out.get(name)).items():
                 missed[name, method][0] += bool(truth[name] < low)
                 missed[name, method][1] += bool(truth[name] > high)
                 missed[name, method][2] += bool(np.isnan(low))
@@ -119,14 +119,7 @@ def false_alarms(auc: float, patients: int, simulations: int, resamples: int, se
     for number in range(simulations):
         (ours, theirs), whose = draw(chance, patients, auc, models=2)
         who = Patients([f"{one:06d}" for one in whose], seed=number)
-        mine, other = plain(ours), plain(theirs)
-
-        def difference(weights: Floats, ours: Cases = ours, theirs: Cases = theirs) -> dict[str, Floats]:
-            first, second = (weighted_scores(cases, weights, 0.5) for cases in (ours, theirs))
-            return {name: first[name] - second[name] for name in first}
-
-        for name, drawn in resampled(difference, who, resamples).items():
-            found = gain(mine[name] - other[name], drawn, [patients])
+        for name, found in gains(ours, theirs, who, (0.5, 0.5), resamples).items():
             alarms[name] += found.p is not None and found.p < 0.05
     return {name: 100 * count / simulations for name, count in alarms.items()}
 
@@ -135,21 +128,24 @@ def main() -> None:
     """Simulate, print the tables, and write them as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=600)
-    parser.add_argument("--auc", type=float, nargs="+", default=[0.90, 0.98])
+    parser.add_argument("--auc", type=float, nargs="+", default=[0.90, 0.98, 0.998])
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=1000, help="simulations of paired tests")
+    parser.add_argument("--flips", type=int, default=4000, help="simulations of rare flips, 0 for none")
     parser.add_argument("--bca", action="store_true", help="BCa too, which takes as long again")
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     result: dict[str, Any] = {"settings": {name: value for name, value in vars(args).items() if name != "out"}}
+    if args.flips:
+        result["flips"] = table(args.flips, args.resamples, args.seed)
     for auc in args.auc:
         covered = coverage(auc, args.patients, args.simulations, args.resamples, args.seed, args.bca)
         alarms = false_alarms(auc, args.patients, args.pairs, args.resamples, args.seed)
-        result[f"AUC {auc:.2f}"] = found = {"coverage": covered, "false alarms": alarms}
+        result[f"AUC {auc:.3g}"] = found = {"coverage": covered, "false alarms": alarms}
         methods = [method for method in METHODS if method in covered["auc"]]
-        print(f"\nAUC {auc:.2f}, {args.patients} patients, {args.simulations} simulations: covered (above / below), %")
+        print(f"\nAUC {auc:.3g}, {args.patients} patients, {args.simulations} simulations: covered (above / below), %")
         print("| score | truth |", " | ".join(methods), "| false alarms |\n|" + " --- |" * (len(methods) + 3))
         for name, row in found["coverage"].items():
             cells = [f"{row[m]['covered']:.1f} ({row[m]['above']:.1f} / {row[m]['below']:.1f})" for m in methods]

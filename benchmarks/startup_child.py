@@ -61,21 +61,21 @@ def run(job: dict[str, Any]) -> Values:
     with watch.part("import"):
         from workload import SHARES, settings
 
-        from xray_opt import workers
         from xray_opt.tracking import Run
         from xray_opt.trainer import trainer
         from xray_opt.trainer.step import Stepper
+        from xray_opt.workers import StudyWatcher, calls
     # A name that is gone ends this with an AttributeError: better than a part that is silently missing.
     for attribute in ("prepared", "shortcut_screen"):
-        watch.wrap(workers, attribute, "data")
-    watch.wrap(workers.Sizes, "open", "data")
+        watch.wrap(calls, attribute, "data")
+    watch.wrap(calls.Sizes, "open", "data")
     for attribute in ("fresh_base", "study_base"):
-        watch.wrap(workers, attribute, "base")
-    watch.wrap(workers, "open_study", "storage")
+        watch.wrap(calls, attribute, "base")
+    watch.wrap(calls, "open_study", "storage")
     for attribute in ("connect", "_describe_once"):
-        watch.wrap(workers, attribute, "MLflow")
+        watch.wrap(calls, attribute, "MLflow")
     watch.wrap(trainer, "attach", "attach")
-    watch.wrap(workers.Tracking, "open", "MLflow")
+    watch.wrap(calls.Tracking, "open", "MLflow")
     watch.wrap(Run, "__enter__", "MLflow")
     steps = first_steps(watch, Stepper)
     starts: list[float] = []
@@ -86,8 +86,8 @@ def run(job: dict[str, Any]) -> Values:
         starts.append(time.monotonic())
         steps.append(0.0)
 
-    watcher = workers.StudyWatcher(trial_started=started, trial_ended=lambda _: ends.append(time.monotonic()))
-    workers.tune(study, Workspace(Path(job["workspace"])), job["trials"], watcher=watcher)
+    watcher = StudyWatcher(trial_started=started, trial_ended=lambda _: ends.append(time.monotonic()))
+    calls.tune(study, Workspace(Path(job["workspace"])), job["trials"], watcher=watcher)
     total = watch.done - spawned()
     values = watch.parts | {"rest": total - sum(watch.parts.values()), TOTAL: total}
     if len(steps) > 1:

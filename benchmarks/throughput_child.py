@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import numpy.random  # noqa: F401  imported lazily otherwise, by each worker
 from fake_objective import SPACE, STARTUP, rising
 
 from xray_opt.config import Config, SamplerConfig, StudyConfig, TrackingConfig, Workspace, override

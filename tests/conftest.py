@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -128,22 +130,44 @@ def apply_environment(values: dict[str, str | None]) -> None:
             os.environ[key] = value
 
 
-def make_place(root: Path) -> Place:
+@cache
+def drawn(count: int, seed: int) -> tempfile.TemporaryDirectory[str]:
+    """Phantoms, drawn once a process: each takes 30 ms."""
+    folder = tempfile.TemporaryDirectory(prefix="xray-opt-phantoms-")
+    make_phantoms(Path(folder.name), count, seed)
+    return folder
+
+
+def put_phantoms(folder: Path, count: int, seed: int) -> None:
+    """What ``make_phantoms`` makes, as copies, which a test may change."""
+    shutil.copytree(drawn(count, seed).name, folder)
+
+
+def make_place(root: Path, stored: bool = True) -> Place:
+    """A prepared workspace with films and the study ``tiny``; ``stored``: with MLflow's tables, which take 2 s."""
+    from mlflow_stores import template
+
     root.mkdir(parents=True, exist_ok=True)
     place = Place(Workspace(root.resolve()), root.resolve() / "films")
     place.workspace.studies.mkdir()
     (place.workspace.studies / "tiny.yaml").write_text(STUDY)
-    make_phantoms(place.films, 60, 1)
+    put_phantoms(place.films, 60, 1)
+    if stored:
+        shutil.copytree(template().folder / "mlruns", place.workspace.mlruns)
     prepared = place.run("data", "prepare", "films")
     assert prepared.returncode == 0, prepared.stderr
     return place
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Beside each other run whole files (their fixtures are made once), and all that use ``tuned`` in one worker."""
+    """Beside each other run whole files (their fixtures are made once), and all that use ``tuned`` in one worker.
+
+    A test may name a group of its own.
+    """
     for item in items:
         group = "tuned" if "tuned" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
         if item.path.parent.name == "fuzz":
             item.add_marker(pytest.mark.fuzz)
 
@@ -162,7 +186,7 @@ def tuned(tmp_path_factory) -> tuple[Place, dict, str]:
 
     Tests may add to it (another study, an opening of the test split) but not change study ``tiny``.
     """
-    place = make_place(tmp_path_factory.mktemp("tuned"))
+    place = make_place(tmp_path_factory.mktemp("tuned"), stored=False)  # as a user's first study
     done = place.fresh("tune", "--study", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     return place, json.loads(done.stdout), done.stderr
@@ -185,6 +209,16 @@ def tuned_here(stack) -> dict:
     return stack.tune("--study", "tiny", "--trials", "4", "--name", "from-the-host")
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator["Cluster"]:  # noqa: F821
+    """A Ray cluster of one core, to which tests add nodes; skips where Ray is missing."""
+    from ray_cluster import WHY, running_cluster
+
+    pytest.importorskip("ray", reason=WHY)
+    with running_cluster() as one:
+        yield one
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium; the modules that use it skip where it or playwright is missing."""
@@ -196,18 +230,27 @@ def browser():
         one.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[str]:
-    """URI of a real MLflow server of the module's own."""
+    """URI of a real MLflow server. Its start takes seconds: all tests of a process share it, by names of their own."""
     from mlflow_stores import tracking_server
 
     with tracking_server(tmp_path_factory.mktemp("server")) as uri:
         yield uri
 
 
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator["Server"]:  # noqa: F821
+    """A PostgreSQL of the module's own, as its tests stop it and start it again; skips where it is missing."""
+    from postgres_server import postgres
+
+    with postgres() as one:
+        yield one
+
+
 @pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.slow)])
 def connection(request, tmp_path):
-    """A connection to an embedded store of the test's own, and to the module's server."""
+    """A connection to an embedded store of the test's own, and to the server that all share."""
     from mlflow_stores import embedded
 
     if request.param == "embedded":

@@ -1,20 +1,44 @@
-"""A command in a process of its own that is forked from the tests': real signals, pipes and exit, without the imports.
+"""A command or script in a process of its own that is forked from the tests': real signals, pipes and exit, without
+the imports.
 
-Only for a workspace whose stores this process has not opened: a database bears no fork.
+Only for a workspace whose stores this process has not opened: a database bears no fork. A command's slots are forked,
+too, but where a ``PYTHONPATH`` is given: that is for interpreters of their own.
 """
 
+import importlib
 import os
 import pty
+import runpy
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import IO, NoReturn
 
+import forked_slots
 import torch
 from conftest import Place, apply_environment
 
+#: What ``tune`` imports when it needs it: each child would anew, which takes as long as three trials.
+WARM = (
+    "xray_opt.workers",
+    "xray_opt.cli.tune",
+    "xray_opt.launchers.processes",
+    "xray_opt.launchers.slot",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "optuna.importance._fanova",
+    "optuna_dashboard",
+    "peft",
+    "sklearn.ensemble",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "sklearn.pipeline",
+)
 #: Seconds that anything may take on a loaded machine.
 LONG = 300
 #: All that were started; see ``end_all``.
@@ -43,9 +67,26 @@ class Forked:
             raise subprocess.TimeoutExpired("xray-opt", timeout)
         return int(self.returncode or 0)
 
+    def completed(self, timeout: float) -> subprocess.CompletedProcess[str]:
+        """The process after its end, and what it said until then."""
+        heard = dict[str, str]()
+        readers = [
+            threading.Thread(target=lambda name=name, stream=stream: heard.update({name: stream.read()}))
+            for name, stream in (("out", self.stdout), ("err", self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        code = self.wait(timeout)
+        for reader in readers:
+            reader.join(LONG)
+        return subprocess.CompletedProcess((), code, heard["out"], heard["err"])
+
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -57,8 +98,46 @@ def end_all() -> None:
         LEFT.pop().kill()
 
 
+@cache
+def warm() -> None:
+    """Import what the children need: once a process, and not where tests are only collected."""
+    for name in WARM:
+        importlib.import_module(name)
+
+
 def fork(place: Place, *arguments: str, **environment: str) -> Forked:
     """Start the command."""
+    return _start(lambda: _command(place, arguments, environment))
+
+
+def fork_in_terminal(place: Place, *arguments: str) -> tuple[int, int]:
+    """Start the command in a terminal of its own: its process id, and the other side of the terminal."""
+    warm()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        _live(lambda: _command(place, arguments, {}))
+    return pid, terminal
+
+
+def run(place: Place, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return fork(place, *arguments, **environment).completed(LONG)
+
+
+def run_script(path: Path, *arguments: str, cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a file as ``python PATH ARGUMENTS`` does, to its end."""
+
+    def script() -> None:
+        _become(cwd, environment)
+        sys.argv = [str(path), *arguments]
+        sys.path.insert(0, str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
+
+    return _start(script).completed(3 * LONG)
+
+
+def _start(act: Callable[[], None]) -> Forked:
+    warm()
     (out, to_out), (err, to_err) = os.pipe(), os.pipe()
     if (pid := os.fork()) == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -66,66 +145,53 @@ def fork(place: Place, *arguments: str, **environment: str) -> Forked:
         os.dup2(to_err, 2)
         for descriptor in (out, to_out, err, to_err):
             os.close(descriptor)
-        _command(place, arguments, environment)
+        _live(act)
     for descriptor in (to_out, to_err):
         os.close(descriptor)
     return Forked(pid, os.fdopen(out), os.fdopen(err))
 
 
-def fork_in_terminal(place: Place, *arguments: str) -> tuple[int, int]:
-    """Start the command in a terminal of its own: its process id, and the other side of the terminal."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        _command(place, arguments, {})
-    return pid, terminal
-
-
-def run(place: Place, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    process, heard = fork(place, *arguments, **environment), dict[str, str]()
-    readers = [
-        threading.Thread(target=lambda name=name, stream=stream: heard.update({name: stream.read()}))
-        for name, stream in (("out", process.stdout), ("err", process.stderr))
-    ]
-    for reader in readers:
-        reader.start()
-    code = process.wait(LONG)
-    for reader in readers:
-        reader.join(LONG)
-    return subprocess.CompletedProcess(arguments, code, heard["out"], heard["err"])
-
-
-def _command(place: Place, arguments: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
-    """The life of the child; it must never come back into the tests."""
+def _live(act: Callable[[], None]) -> NoReturn:
+    """The life of the child, as an interpreter ends it; it must never come back into the tests."""
     code = 70
     try:
-        code = _main(place, arguments, environment)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # those of the tests' own were not taken along
+        sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        code = _ending(act)
     finally:
         os._exit(code)
 
 
-def _main(place: Place, arguments: tuple[str, ...], environment: dict[str, str]) -> int:
-    from xray_opt.cli import main
-
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)  # those of the tests' own were not taken along
-    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    wanted = place.environment() | environment
-    apply_environment({key: wanted.get(key) for key in wanted.keys() | os.environ.keys()})
-    os.chdir(place.workspace.root)
-    sys.argv = ["xray-opt", *arguments]
-    return _ending(main)
-
-
-def _ending(main: Callable[[], None]) -> int:
+def _ending(act: Callable[[], None]) -> int:
+    code = 0
     try:
-        main()
-        code = 0
+        act()
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _command(place: Place, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    from xray_opt.cli import main
+
+    _become(place.workspace.root, place.environment() | environment)
+    if "--workers" in arguments and "PYTHONPATH" not in environment:
+        forked_slots.install()
+    sys.argv = ["xray-opt", *arguments]
+    main()
+
+
+def _become(folder: Path, environment: dict[str, str]) -> None:
+    apply_environment({key: environment.get(key) for key in environment.keys() | os.environ.keys()})
+    os.chdir(folder)

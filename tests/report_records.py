@@ -15,15 +15,16 @@ from xray_opt.baseline.judging import Contender, Model, compare
 from xray_opt.baseline.record import Comparison, Row
 from xray_opt.config import LossConfig
 from xray_opt.confirm.judging import Candidate, Retrained, judge
-from xray_opt.dataset import Film
-from xray_opt.finalize import Baseline, Final
-from xray_opt.intervals import Patients, gains, json_ready
+from xray_opt.dataset import Drift, Film
+from xray_opt.finalize import Final
+from xray_opt.intervals import Interval, Patients, gains, json_ready
 from xray_opt.leaderboard import Opening
-from xray_opt.metrics import Cases
+from xray_opt.ledger import TRIVIAL_RECORD
+from xray_opt.metrics import Cases, scores
 from xray_opt.report import Chosen, Evidence, Predictions, Split, records
 from xray_opt.robustness import MASKS, PERTURBATIONS
 from xray_opt.robustness import judge as judge_changes
-from xray_opt.scoring import film_cases, levels
+from xray_opt.scoring import Baseline, Evaluation, FilmCases, Shift, film_cases, levels, subgroups, trivial_record
 from xray_opt.tuning import StudyRecord, TrialRecord
 
 HOSTILE = "<script>alert(1)</script> \"'&$x_1$ \x00\u202e \ud800 `|*"
@@ -77,14 +78,26 @@ def predictions(made: list[Film], own: np.ndarray) -> Predictions:
     return Predictions(labels, 1 / (1 + np.exp(-own)), tuple(film.group for film in made))
 
 
-def finalized(made: list[Film], own: np.ndarray, run: str, opening: Opening) -> dict[str, object]:
-    """What ``finalize`` would record of these test films, by its own code."""
-    ours, baselines = film_cases(made, own, 1.0, LossConfig()), []
+def trivial(made: list[Film], ours: FilmCases) -> tuple[Baseline, ...]:
+    """Models that look at no lungs beside one that says ``ours`` of these films."""
+    found = []
     for name, power in (("16×16 thumbnail", 2.0), ("file metadata", 1.0)):
         cases = film_cases(made, logits(made, power, 5), 1.0, LossConfig())
-        baselines.append(
-            Baseline(name, 0.5, levels(cases, 0.5)[0], gains(ours.films, cases.films, ours.whose, (0.5, 0.5)))
-        )
+        found.append(Baseline(name, 0.5, levels(cases, 0.5)[0], gains(ours.films, cases.films, ours.whose, (0.5, 0.5))))
+    return tuple(found)
+
+
+@cache
+def beside() -> bytes:
+    """What ``evaluate`` or the report would record of trivial models on the validation films, by its own code."""
+    made = films(1)
+    ours = film_cases(made, logits(made, 3.0, 3), 1.0, LossConfig())
+    return json.dumps(trivial_record(levels(ours, 0.5)[0], trivial(made, ours))).encode()
+
+
+def finalized(made: list[Film], own: np.ndarray, run: str, opening: Opening) -> dict[str, object]:
+    """What ``finalize`` would record of these test films, by its own code."""
+    ours = film_cases(made, own, 1.0, LossConfig())
     image, patient = levels(ours, 0.5)
     opening = replace(opening, run=run, scores=image.values("test"))
     return Final(
@@ -97,10 +110,36 @@ def finalized(made: list[Film], own: np.ndarray, run: str, opening: Opening) -> 
         temperature=1.25,
         image=image,
         patient=patient,
-        baselines=tuple(baselines),
+        baselines=trivial(made, ours),
         opening=opening,
         openings=1,
+        subgroups=subgroups(made, ours.films, 0.5),
     ).to_dict()
+
+
+@cache
+def others() -> bytes:
+    """What ``evaluate --split all`` would record of other people's films, by its own code."""
+    made = films(7)
+    cases = film_cases(made, logits(made, 2.0, 8), 1.0, LossConfig())
+    image, patient = levels(cases, 0.5)
+    spread = Interval(0.9, 0.85, 0.95)
+    evaluation = Evaluation(
+        "models:/m@champion",
+        "all",
+        len(made),
+        cases.whose.count,
+        0.5,
+        scores(cases.films.labels, cases.films.probabilities),
+        scores(cases.films.labels, cases.films.probabilities, 0.5),
+        image,
+        patient,
+        {"test": 3},
+        subgroups=subgroups(made, cases.films, 0.5),
+        shift=Shift(Interval(0.5, 0.45, 0.55), 0.7, Drift(spread, {"size": 0.9}, True)),
+        baselines=trivial(made, cases),
+    )
+    return json.dumps(json_ready(asdict(evaluation) | {"set": "abc123", "made": "2026-03-04T05:06:07+00:00"})).encode()
 
 
 def confirmed(made: list[Film]) -> dict[str, object]:
@@ -144,7 +183,7 @@ def rivals() -> dict[str, object]:
     rows = [Row(key, scores[key], (0.5,), 1e-3, 1000, 9.0, ("1" * 32,)) for key in skills]
     rows.insert(2, Row("full", {}, failed="oom in /home/me/films"))
     sizes = len(made), whose(made).count
-    return Comparison("made-up", "val", 5, "the best of the search", 2, *sizes, tuple(rows), leads).to_dict()
+    return Comparison("made-up", "val", 5, "the best of the search", 2, *sizes, tuple(rows), leads, rates=3).to_dict()
 
 
 def whose(made: list[Film]) -> Patients:
@@ -190,7 +229,13 @@ def whole() -> Evidence:
         audit={"ok": True, "leaks": [], "near_duplicates": {"total": 3, "across_splits": 1}, "left_out": {"odd": 2}},
         environment={"host": "here", "git commit": "c0ffee", "torch": "2.13.0"},
         hosts={"here": 12},
-        files={records.ROBUST["val"]: changed(), records.SHEET: sheet(), records.EXPLAINED: EXPLAINED},
+        files={
+            records.ROBUST["val"]: changed(),
+            TRIVIAL_RECORD: beside(),
+            records.SHEET: sheet(),
+            records.EXPLAINED: EXPLAINED,
+            f"{records.OUTSIDE}abc123.json": others(),
+        },
     )
 
 
@@ -217,6 +262,11 @@ def hostile() -> Evidence:
         records.SHEET: sheet(),
         records.EXPLAINED: table.getvalue().encode("utf-8", "surrogatepass"),
     }
+    abroad = json.loads(others())
+    abroad["set"] = abroad["made"] = abroad["subgroups"][0]["name"] = abroad["subgroups"][0]["by"] = HOSTILE
+    abroad["left_out"], abroad["shift"]["drift"], abroad["shift"]["why"] = {HOSTILE: 1}, None, HOSTILE
+    shown[f"{records.OUTSIDE}odd.json"] = json.dumps(abroad).encode()
+    shown[f"{records.OUTSIDE}broken.json"] = b"[" * 100_000
     duel = json.loads(json.dumps(rivals()))
     duel["rows"][0]["key"] = duel["rows"][2]["failed"] = HOSTILE
     duel["gains"][HOSTILE] = duel["gains"].pop("linear")

@@ -7,7 +7,7 @@ NAMES = {
     "champion_moves", "collect_garbage", "confirm", "delete_whole_study", "diagnose", "evaluate", "explain", "export",
     "export_base", "finalize",
     "find_place", "find_study", "leaderboard", "load_study", "make_phantoms", "migrate", "override", "predict",
-    "predict_patients", "prepared", "promote", "report", "reproduce", "rollback", "serve",
+    "prepared", "promote", "report", "reproduce", "rollback", "serve",
     "shortcut_screen", "train", "tune",
 }  # fmt: skip
 
@@ -27,5 +27,6 @@ def test_the_verbs_work_on_a_workspace(tuned):
     board = api.leaderboard("tiny", place.workspace)
     assert board.trials[0].number == report["best"]["trial"]
     film = next((place.films / "val" / "NORMAL").iterdir())
-    rows, refused = api.predict([film], "models:/xray-pneumonia@champion", place.workspace)
-    assert (len(rows), refused) == (1, [])
+    found = api.predict([film], "models:/xray-pneumonia@champion", place.workspace)
+    assert (len(found.films), found.refused) == (1, ())
+    assert [one.films for one in found.patients()] == [1]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from xray_opt.leaderboard import INTERVALS
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xray_opt"
 
@@ -16,7 +18,7 @@ ROWS = (
     ("intervals", "calibration"),
     ("config", "faults"),
     ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
-    ("cache", "adapter", "augment"),
+    ("cache", "adapter", "augment", "ledger"),
     ("feed",),
     ("evaluate",),
     ("mlflow_client", "trainer", "system_metrics", "robustness", "explain"),
@@ -44,6 +46,7 @@ DOORS = {
     "kagglehub": {"kaggle"},
     "pydicom": {"dataset"},
     "onnxruntime": {"export"},
+    "ray": {"launchers"},
 }
 #: Rooms that must stay light: they import no torch.
 WITHOUT_TORCH = {
@@ -60,6 +63,7 @@ WITHOUT_TORCH = {
     "spool",
     "tuning",
     "leaderboard",
+    "ledger",
     "report",
     "places",
     "migrate",
@@ -107,6 +111,19 @@ def test_the_test_split_is_opened_in_one_place() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "open_test"
     }
     assert calls == {"scoring/opening.py"}
+
+
+def test_nobody_chooses_by_the_interval_of_a_trial() -> None:
+    """It is written by who trains and read by who shows it: the best of many is the best by luck as well."""
+    names = {"interval_notes", "interval_of", "INTERVALS", *INTERVALS.values()}
+    parts = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if getattr(node, parts.get(type(node), ""), None) in names
+    }
+    assert users == {"leaderboard.py", "workers/work.py", "cli/compare.py", "report/sections_study.py"}
 
 
 def test_every_room_has_a_row() -> None:

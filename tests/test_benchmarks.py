@@ -5,10 +5,9 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -28,12 +27,15 @@ def measure(monkeypatch):
     return importlib.import_module("measure")
 
 
+def run_script(script, *arguments, cwd):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_"))}
+    return forked.run_script(BENCHMARKS / script, *arguments, cwd=cwd, environment=kept)
+
+
 def toy(script, folder, *more):
     """Output of a script at toy size, and its raw samples."""
     out = folder / "out.json"
-    command = [sys.executable, str(BENCHMARKS / script), "--toy", "--out", str(out), *more]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_"))}
-    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False)
+    done = run_script(script, "--toy", "--out", str(out), *more, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith(("raw", "plot"))), (
         done.stdout
@@ -249,8 +251,7 @@ def test_searches_are_replayed_on_a_recorded_table_that_goes_on_where_it_was_kil
     assert times == [row for row in again.splitlines() if "times fewer [" in row]
     table["settings"]["image.size"] = 48
     file.write_text(json.dumps(table | {"table": table["table"][:2]}))
-    command = [sys.executable, str(BENCHMARKS / "search.py"), "--toy", "--record", str(file)]
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused = run_script("search.py", "--toy", "--record", str(file), cwd=tmp_path)
     assert refused.returncode != 0
     assert refused.stderr.splitlines()[-1].startswith(f"{file} was begun with another image.size")
 
@@ -287,8 +288,7 @@ def quality(tmp_path_factory):
 
 
 def run_quality(folder):
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--toy", "--out", "quality.json"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return run_script("quality.py", "--toy", "--out", "quality.json", cwd=folder)
 
 
 @pytest.mark.slow

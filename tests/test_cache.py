@@ -1,8 +1,10 @@
 """The decoded cache: right pixels, built once, whole or not at all."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from small_sets import kaggle_set
 
+from xray_opt import cache
 from xray_opt.cache import Images, cache_side, open_images, redrawn_images
 from xray_opt.config import DataConfig, Workspace
 from xray_opt.dataset import decode, prepare, redrawn, to_square
@@ -148,6 +151,54 @@ def test_two_builders_at_once_end_well(manifest, tmp_path):
         builder.join(300)
         assert builder.exitcode == 0
     assert len(list((tmp_path / "data" / "cache").iterdir())) == 1
+
+
+def test_what_another_host_builds_is_left_alone_until_it_is_old(manifest, workspace):
+    """On a disk without locks of folders; its process may have any number."""
+    workspace.caches.mkdir(parents=True)
+    living = workspace.caches / ".0123456789abcdef-48.00000000-1-abcdef.part"
+    living.mkdir()
+    (living / "pixels.npy").write_bytes(b"half")
+    old, own = (workspace.caches / f".x.{host}-{2**22 + 1}-abc.part" for host in ("00000000", cache._host()))
+    for part in (old, own):
+        part.mkdir()
+    os.utime(old, (1, 1))
+    open_images(manifest, 32, workspace)
+    assert living.is_dir()
+    assert (old.exists(), own.exists()) == (False, False)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cache_that_another_host_was_faster_with_is_used_where_it_is_whole(manifest, workspace, tmp_path, damaged):
+    theirs = Workspace(tmp_path / "theirs")
+    open_images(manifest, 32, theirs)
+    (made,) = theirs.caches.iterdir()
+    if damaged:
+        (made / "pixels.npy").write_bytes(b"damaged")
+    mark = made / "theirs"
+    mark.touch()
+
+    def faster(done, total):
+        if done == total:
+            shutil.copytree(made, workspace.caches / made.name, dirs_exist_ok=True)
+
+    images = open_images(manifest, 32, workspace, faster)
+    assert len(images.train) > 0
+    assert (folder(workspace) / "theirs").exists() is not damaged
+    assert np.array_equal(images.val.batch([0]), to_square_of(manifest, images))
+
+
+def to_square_of(manifest, images):
+    film = Path(manifest.root) / images.val.paths[0]
+    return to_square(decode(film.read_bytes(), film.name), images.side)[None]
+
+
+def test_a_disk_without_locks_of_folders_is_no_fault(manifest, workspace, monkeypatch):
+    def refuses(handle, what):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("xray_opt.cache.fcntl.flock", refuses)
+    assert len(open_images(manifest, 32, workspace).train) > 0
 
 
 KILLED = """

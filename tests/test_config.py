@@ -134,6 +134,7 @@ def test_a_study_file_is_read_with_types(tmp_path):
         ("trials: 4", "trials: 0", "at least 1"),
         ("trials: 4", "trials: yes", "whole number"),
         ("trials: 4", "trials: 4\ntrials: 5", "stands twice"),
+        ("trials: 4", "trials: " + ":".join("1" * 2500), "a number beyond 63 bits"),
         ("name: tiny", "name: a/b", "letters, digits"),
         ("name: tiny", 'name: "it\'s"', "letters, digits"),
         ("name: tiny", "name: ..", "letters, digits"),
@@ -215,6 +216,17 @@ def test_studies_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     assert find_study("laptop", workspace) == workspace.studies / "laptop.yaml"
     with pytest.raises(ConfigError, match="shipped studies: demo, kinds, laptop, pareto, reference"):
         find_study("elsewhere/laptop.yaml", workspace)
+
+
+@pytest.mark.parametrize("name", ["what?", "50%", "a%41"])
+def test_a_workspace_whose_databases_have_no_url_is_one_line(tmp_path, monkeypatch, name):
+    """Both databases would lie outside of it, in one file."""
+    monkeypatch.setenv("XRAY_OPT_HOME", str(tmp_path / name))
+    workspace = Workspace.here()
+    for asked in (lambda: workspace.study_database, lambda: workspace.mlflow_uri):
+        with pytest.raises(ConfigError, match="in its path") as caught:
+            asked()
+        assert "\n" not in str(caught.value)
 
 
 def test_workspace_follows_the_variable(tmp_path, monkeypatch):

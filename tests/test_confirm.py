@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Place, make_place
+from conftest import Place, make_place, put_phantoms
 from scipy.stats import t as student
 
 from xray_opt.cli.confirm import told
@@ -16,7 +16,6 @@ from xray_opt.confirm.judging import Candidate
 from xray_opt.errors import DataError
 from xray_opt.intervals import Gain, Patients
 from xray_opt.mlflow_client import connect
-from xray_opt.phantom import make_phantoms
 from xray_opt.tuning import read_study, storage_url
 from xray_opt.tuning.locks import sole_lock
 
@@ -168,6 +167,75 @@ def test_a_setting_that_failed_or_has_too_few_patients_counts_for_nothing(films)
     assert "too few patients" in few.settings[0].confirmed.why
 
 
+def erring(trial, labels, *errors):
+    """A setting whose seeds call so many of the films with pneumonia wrong, others each."""
+    sick, runs = np.flatnonzero(labels == 1), []
+    for seed, count in enumerate(errors):
+        called = labels == 1
+        called[sick[10 * seed : 10 * seed + count]] = False
+        runs.append(Retrained(f"run-{trial}-{seed}", f1(labels, called), called))
+    return Candidate(trial, {}, 0.9, tuple(runs))
+
+
+def test_a_perfect_setting_wins(films):
+    """It had no interval, so it counted for nothing and one of F1 .92 won."""
+    _, labels, patients = films
+    good = erring(3, labels, *(int(0.15 * labels.sum()),) * 3)
+    assert good.seeds[0].f1 == pytest.approx(0.92, abs=0.01)
+    verdict = judge("s", [good, erring(7, labels, 0, 0, 0)], labels, patients)
+    assert (verdict.winner, verdict.runner_up) == (7, 3)
+    best = verdict.of(7)
+    assert (best.confirmed.value, best.confirmed.high) == (1.0, 1.0)
+    assert best.lower == best.confirmed.low > verdict.of(3).confirmed.high
+    assert verdict.lead.low > 0
+    # Clopper and Pearson's bound for so many patients with pneumonia, turned into F1.
+    least = 0.025 ** (1 / patients.having(labels == 1))
+    assert best.lower == pytest.approx(2 * least / (1 + least), abs=0.002)
+
+
+def test_where_all_are_perfect_there_is_a_winner(films):
+    _, labels, patients = films
+    verdict = judge("s", [erring(trial, labels, 0, 0) for trial in (4, 2)], labels, patients)
+    assert (verdict.winner, verdict.runner_up) == (4, 2), "among equals the search's best"
+    assert 0.95 < verdict.of(4).lower < 1
+    assert "both call every film alike" in verdict.lead.why
+
+
+def test_every_error_costs_a_setting(films):
+    """Beside others that spread or agree: none is better off with one error more."""
+    rng, labels, patients = films
+    for others in ([], [candidate(rng, 9, labels, 0.9, seeds=3)], [erring(9, labels, 5, 5, 5)]):
+        steps = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 2, 1)]
+        some = [erring(number, labels, *errors) for number, errors in enumerate(steps)]
+        verdict = judge("s", [*some, *others], labels, patients)
+        lower = [verdict.of(number).lower for number in range(len(steps))]
+        assert sorted(lower, reverse=True) == lower
+        assert len(set(lower)) == len(lower)
+        assert verdict.winner == 0
+
+
+def test_a_setting_that_finds_nothing_counts_for_nothing_but_has_an_interval(films):
+    _, labels, patients = films
+    nothing = Retrained("r", 0.0, np.zeros(len(labels), bool))
+    verdict = judge("s", [Candidate(0, {}, 0.9, (nothing, nothing))], labels, patients)
+    found = verdict.settings[0]
+    assert (verdict.winner, found.confirmed.value, found.confirmed.low, found.lower) == (None, 0.0, 0.0, 0.0)
+    assert 0 < found.confirmed.high < 0.1
+
+
+def test_very_uncertain_settings_are_still_in_order(films):
+    """Two seeds each that agree in nothing: no lower end is cut off at 0, where the search's would win."""
+    rng, labels, patients = films
+    settings = []
+    for trial, skills in enumerate(((0.3, 0.7), (0.6, 0.99))):
+        calls = [predictions(rng, labels, skill) for skill in skills]
+        runs = tuple(Retrained(f"{trial}-{n}", f1(labels, called), called) for n, called in enumerate(calls))
+        settings.append(Candidate(trial, {}, 0.9, runs))
+    verdict = judge("s", settings, labels, patients)
+    assert verdict.winner == 1
+    assert 0 < verdict.of(0).lower < verdict.of(1).lower < 0.5
+
+
 def test_a_lead_of_the_runner_up_is_said_so():
     assert told(Gain(0.02, 0.01, 0.03, 0.001)) == "the lead is beyond chance"
     assert "the runner-up is better; the re-drawn splits decided" in told(Gain(-0.02, -0.03, -0.01, 0.001))
@@ -185,7 +253,7 @@ def test_the_median_seed_stands_for_the_setting(films):
 def lucky(tmp_path_factory) -> Place:
     """A finished study in which a setting that learns nothing got the best score by luck: its stored one."""
     place = make_place(tmp_path_factory.mktemp("lucky") / "own")
-    make_phantoms(place.workspace.root / "more", 90, 3)
+    put_phantoms(place.workspace.root / "more", 90, 3)
     (place.workspace.studies / "lucky.yaml").write_text(LUCKY)
     done = place.run("tune", "--study", "lucky", "--data", "more", "--trials", "2")
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import pytest
 from small_sets import kaggle_set, write_film
 
 from xray_opt.config import DataConfig, Workspace
-from xray_opt.dataset import Manifest, Pseudonyms, prepare, prepared, remember
+from xray_opt.dataset import Manifest, Pseudonyms, kept_manifests, prepare, prepared, remember
 from xray_opt.dataset.preparing import settled
 from xray_opt.errors import DataError
 
@@ -68,6 +68,18 @@ def test_a_damaged_manifest_is_made_anew(source, workspace):
     (path,) = workspace.manifests.glob("*.csv")
     path.write_text("garbage")
     assert prepared(config, workspace) == first
+
+
+def test_a_damaged_manifest_is_told_of_as_its_test_films_are_not_known(source, workspace, caplog):
+    prepared(DataConfig(root=str(source)), workspace)
+    prepared(DataConfig(root=str(source), seed=4), workspace)
+    first, second = sorted(workspace.manifests.glob("*.csv"))
+    first.write_text("garbage")
+    assert list(kept_manifests(workspace.manifests)) == [Manifest.load(second)]
+    (said,) = caplog.messages
+    assert str(first) in said
+    assert "until then its test films are not known to be sealed" in said
+    assert "\n" not in said
 
 
 def test_without_a_root_it_is_the_set_prepared_last(source, workspace):

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -18,6 +19,8 @@ from xray_opt.config import Config, TrackingConfig, Workspace, override
 from xray_opt.dataset import Pseudonyms, prepare
 from xray_opt.errors import NotFinite, Pruned
 from xray_opt.experiment import ADAPTER_ARTIFACT, Job, run_experiment
+from xray_opt.intervals import Patients, scored
+from xray_opt.metrics import Cases
 from xray_opt.mlflow_client import connect
 from xray_opt.tracking import Tracking
 
@@ -76,6 +79,10 @@ def test_a_good_run_records_what_the_saved_adapter_scores(world, tmp_path):
     text = Path(client.download_artifacts(result.run_id, "val_predictions.csv", str(tmp_path))).read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [int(row["label"]) for row in rows] == images.val.labels.tolist()
+    cases = Cases(images.val.labels, np.array([float(row["probability"]) for row in rows]))
+    found = scored(cases, Patients(images.val.groups), 0.5)
+    assert result.intervals == {name: found[name] for name in ("f1", "auc")}
+    assert "too few patients" in str(result.intervals["f1"].why)
 
 
 def test_a_pruned_run_is_killed_and_keeps_no_adapter(world):

@@ -146,6 +146,7 @@ def test_named_films_have_no_label_and_what_cannot_be_shown_is_one_line(tuned, t
         ([str(place.films), "--out", str(tmp_path / "many")], "1 to 64 films"),
         (["--worst", "0", "--out", str(tmp_path / "none")], "1 to 64 films"),
         (["--split", "test", "--out", str(tmp_path / "sealed")], "sealed"),
+        ([str(film), "--skip-bad", "--out", str(tmp_path / "bad")], "--split all"),
         ([str(tmp_path / "no.png"), "--out", str(tmp_path / "gone")], "does not exist"),
     ):
         done = place.run("explain", *arguments)

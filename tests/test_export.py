@@ -18,7 +18,7 @@ from torchvision.models import efficientnet_v2_s
 
 from xray_opt import registry
 from xray_opt.adapter import Bundle, attach, merged
-from xray_opt.augment import plain
+from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, plain
 from xray_opt.backbone import Base, build_network, save_base, trained_base
 from xray_opt.config import Config, TrackingConfig, Workspace, override
 from xray_opt.errors import ConfigError, ModelError, TrackingError
@@ -260,28 +260,56 @@ def with_torchvision(path: str, squares: np.ndarray) -> tuple[np.ndarray, dict[s
     return torch.sigmoid(logits / float(facts["temperature"])).numpy(), facts
 
 
+@pytest.fixture(scope="module")
+def asked(tuned, films: list[Path]) -> tuple[registry.Loaded, np.ndarray, np.ndarray, np.ndarray]:
+    """The champion, the films' squares, predict's (100,) answers, and for which films (100,) arithmetic bears them out.
+
+    Three steps on random weights leave a network that multiplies rounding a million times for some films, in predict's
+    own answer too: where double precision does not confirm it, or is moved by a millionth of the greys, the answer says
+    nothing about an export.
+    """
+    place, _, _ = tuned
+    loaded = registry.load(connect(TrackingConfig(), place.workspace), CHAMPION, CPU)
+    given, wanted = squares(films, loaded.bundle.cache_side), loaded.predictor.probabilities(films)
+    network, grey = merged(loaded.predictor.network).double(), torch.from_numpy(given).unsqueeze(1).double() / 255
+    chance = torch.Generator().manual_seed(0)
+    shaken = [grey * (1 + 1e-6 * torch.randn(grey.shape, generator=chance, dtype=grey.dtype)) for _ in range(3)]
+    exact, *moved = (exactly(network, loaded.bundle, one) for one in (grey, *shaken))
+    firm = np.abs(exact - wanted) <= TOLERANCE / 10
+    for one in moved:
+        firm &= np.abs(one - exact) <= TOLERANCE / 20
+    assert firm.sum() >= 75
+    return loaded, given, wanted, firm
+
+
+def exactly(network: torch.nn.Module, bundle: Bundle, grey: torch.Tensor) -> np.ndarray:
+    """The probabilities in double precision."""
+    grey = torch.nn.functional.interpolate(grey, (bundle.image_size,) * 2, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.inference_mode():
+        return torch.sigmoid(network((grey - mean) / std).squeeze(1) / bundle.temperature).numpy()
+
+
 READERS = {"onnx": with_onnxruntime, "torch-export": with_torch_export, "safetensors": with_torchvision}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
-def test_100_films_are_answered_as_predict_answers_them(tuned, exported, films: list[Path], kind: str) -> None:
-    place, _, _ = tuned
-    loaded = registry.load(connect(TrackingConfig(), place.workspace), CHAMPION, CPU)
+def test_100_films_are_answered_as_predict_answers_them(asked, exported, kind: str) -> None:
+    loaded, given, wanted, firm = asked
     made, bundle = exported[kind], loaded.bundle
-    wanted = loaded.predictor.probabilities(films)
-    found, facts = READERS[kind](made["path"], squares(films, bundle.cache_side))
-    assert len(films) == 100
-    assert found.shape == (100,)
-    assert np.abs(found - wanted).max() <= TOLERANCE
+    found, facts = READERS[kind](made["path"], given)
+    assert found.shape == wanted.shape == (100,)
+    assert np.abs(found - wanted)[firm].max() <= TOLERANCE
     called = wanted >= bundle.threshold
-    assert 0 < called.sum() < 100
-    assert ((found >= float(facts["threshold"])) == called).all()
+    assert 0 < called[firm].sum() < firm.sum()
+    assert ((found >= float(facts["threshold"])) == called)[firm].all()
     check_facts(facts, bundle)
     assert facts["version"] == loaded.version == made["version"]
     assert (facts["run"], facts["source"]) == (loaded.run_id, CHAMPION)
-    one, _ = READERS[kind](made["path"], squares(films[:1], bundle.cache_side))
-    assert one == pytest.approx(wanted[:1], abs=TOLERANCE)
+    first = int(np.flatnonzero(firm)[0])
+    one, _ = READERS[kind](made["path"], given[[first]])
+    assert one == pytest.approx(wanted[[first]], abs=TOLERANCE)
     assert hashlib.sha256(Path(made["path"]).read_bytes()).hexdigest() == made["sha256"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_place
+from report_records import whole
 
+from xray_opt.cli.evidence import told
 from xray_opt.config import LossConfig, TrackingConfig, Workspace, find_study, load_study
 from xray_opt.dataset import Film, Manifest, prepared
 from xray_opt.errors import ConfigError, DataError, StudyError
@@ -85,16 +88,82 @@ def left_behind(place) -> dict[str, object]:
     }
 
 
-@pytest.mark.slow
-def test_no_code_path_of_tune_reads_the_test_split(tmp_path):
-    """Labels turned round, files destroyed: the study is the same to the bit, so nothing was read."""
-    clean, poisoned = make_place(tmp_path / "clean"), make_place(tmp_path / "poisoned")
+#: What changed films cost, with the longest verdict.
+SHARE = {"value": 0.183, "low": 0.152, "high": 0.219, "why": None}
+CHANGED = {
+    "films": 624,
+    "worst": {
+        "name": "edges cut by 15 %",
+        "auc": SHARE | {"value": 0.912},
+        "f1": SHARE,
+        "auc_change": SHARE | {"value": None, "p": None},
+        "flipped": SHARE,
+    },
+    "goals": [
+        {"what": "re-compression", "limit": 0.02, "flipped": SHARE, "verdict": "not told apart by the interval"},
+        {"what": "a cut of 10 %", "limit": 0.02, "flipped": SHARE, "verdict": "not met"},
+    ],
+}
+#: The widest gain there is: a model that is worse than a trivial one.
+LOSS = {"value": -0.1069, "low": -0.1431, "high": -0.0706, "p": 7.7e-09, "why": None}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two studies of the same seed; of the second one the test labels are turned round and the test files destroyed."""
+    folder = tmp_path_factory.mktemp("pair")
+    clean, poisoned = make_place(folder / "clean"), make_place(folder / "poisoned")
     assert own_manifest(clean).sha256 == own_manifest(poisoned).sha256
     assert poison_the_test_split(poisoned) > 4
     assert own_manifest(clean).sha256 != own_manifest(poisoned).sha256
     for place in (clean, poisoned):
         place.json("tune", "--study", "tiny", "--trials", "1")
+    return clean, poisoned
+
+
+@pytest.mark.slow
+def test_no_code_path_of_tune_reads_the_test_split(pair):
+    """Labels turned round, files destroyed: the study is the same to the bit, so nothing was read."""
+    clean, poisoned = pair
     assert left_behind(poisoned) == left_behind(clean)
+
+
+def bare(record: object) -> object:
+    """A record without what names runs, films and times."""
+    if isinstance(record, dict):
+        return {name: bare(item) for name, item in record.items() if name not in ("run", "runs", "seconds", "path")}
+    return [bare(item) for item in record] if isinstance(record, list) else record
+
+
+#: Commands that are for validation alone, in their order: later ones take over what earlier ones trained.
+VALIDATION = (
+    ("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "--splits", "2"),
+    ("baseline", "--study", "tiny", "--seeds", "2", "--rates", "1"),
+    ("evaluate", "--robustness"),
+)
+
+
+@pytest.mark.slow
+def test_no_code_path_of_what_follows_tune_reads_the_test_split(pair):
+    """The same of confirm with re-drawn splits, baseline on validation, changed films, explain and report."""
+    for command in VALIDATION:
+        told, wanted = (bare(place.json(*command)) for place in reversed(pair))
+        assert told == wanted, command[0]
+    sheets, pages = [], []
+    for place in pair:
+        made = place.json("explain", "--out", "sheet")
+        root = place.workspace.root
+        sheets.append(((root / made["sheet"]).read_bytes(), (root / made["table"]).read_text()))
+        pages.append(Path(place.json("report", "tiny", "--no-log")["page"]).read_text())
+    assert sheets[0][0] == sheets[1][0]
+    assert sheets[0][1].replace(str(pair[0].films), "") == sheets[1][1].replace(str(pair[1].films), "")
+    for name in ("short", "leaderboard", "confirmation", "validation", "test", "rivals", "robustness", "explained"):
+        clean, poisoned = (re.search(f'<section id="{name}".*?</section>', page, re.DOTALL)[0] for page in pages)
+        anonymous = [re.sub("[0-9a-f]{32}", "RUN", section) for section in (clean, poisoned)]
+        if name == "rivals":  # the last column is how long a training took
+            anonymous = [re.sub(r'<td class="number">[^<]*</td></tr>', "</tr>", section) for section in anonymous]
+        assert anonymous[0] == anonymous[1], name
+    assert not list(pair[1].workspace.openings.glob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -200,18 +269,32 @@ def test_a_killed_finalize_keeps_the_test_from_other_models_a_killed_evaluate_do
     annotate("tiny", place.workspace, OPENINGS, [by_evaluate])
     opened = place.run("finalize")
     assert "going on" not in opened.stderr
-    assert "opened before for other models of this study, 1 in all" in opened.stderr
+    assert "opened before for other models" in opened.stderr
     assert len(openings(read_study("tiny", place.workspace))) == 2
     for key, value in zip((OPENINGS, FINALS), kept, strict=True):
         annotate("tiny", place.workspace, key, value)
 
 
-def test_the_tables_fit_80_columns(finalized):
+def test_the_tables_fit_80_columns(finalized, capsys):
     place, final, _ = finalized
     shown = place.run("finalize").stdout
     assert max(len(line) for line in shown.splitlines()) <= 80
+    worse = [one | {"gains": one["gains"] | {"auc": LOSS}} for one in final["baselines"]]
+    told(Final.from_dict(final | {"baselines": worse, "robustness": CHANGED}))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert "worst case: edges cut by 15 %: AUC 0.912, 18.3 % (15.2 to 21.9) flipped" in lines
+    assert "goal under 2 % flipped by re-compression: not told apart by the interval," in " ".join(lines)
     assert "16×16 thumbnail" in shown
-    assert f"opening {final['openings']} of this study" in shown
+    assert f"opening {final['openings']} of this study, and look {final['looks']} at these test films" in shown
+
+
+def test_a_rough_interval_is_told_in_the_table(capsys):
+    told(Final.from_dict(whole().final))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if "≈" in line] == ["ece", "≈"]
+    assert "≈ a rough interval: it holds about 92 of 100 times, not 95 (docs/statistics.md)" in lines
 
 
 def test_trivial_models_stand_beside_it_and_the_headline_is_the_gain_over_the_best(finalized):
@@ -228,7 +311,7 @@ def test_the_record_comes_back_equal(finalized):
     place, final, _ = finalized
     (kept,) = finals("tiny", place.workspace).values()
     assert kept.to_dict() == final
-    assert Final.from_dict(json.loads(json.dumps(final))) == kept
+    assert Final.from_dict(json.loads(json.dumps(final))).to_dict() == final
 
 
 def test_opening_again_needs_the_flag_and_is_counted(finalized):
@@ -241,7 +324,55 @@ def test_opening_again_needs_the_flag_and_is_counted(finalized):
     assert again.image.scores["auc"].value == pytest.approx(final["image"]["scores"]["auc"]["value"])
 
 
-STEPS = ("log_run_predictions", "amend", "log_run_file", "tag_versions", "log_run_metrics", "note_opening")
+def test_parts_of_the_films_are_scored_in_the_same_opening(finalized):
+    place, final, _ = finalized
+    films = own_manifest(place).open_test(lambda: None)
+    parts = final["subgroups"]
+    assert {one["by"] for one in parts} >= {"subtype", "folder"}
+    for one in parts:
+        if one["by"] == "folder":
+            assert one["films"] == sum(film.folder == one["name"] for film in films)
+    client = connect(TrackingConfig(), place.workspace).client
+    kept = json.loads(Path(client.download_artifacts(final["run"], "finalize.json")).read_text())
+    assert kept["subgroups"] == parts
+    assert "parts of the films" in place.run("finalize").stdout
+
+
+def test_a_record_that_is_not_as_asked_says_so(finalized):
+    place, *_ = finalized
+    record = place.json("finalize")
+    told = place.run("finalize", "--robustness", "--json", *(() if record["sensitivity"] else ("--sensitivity", "0.8")))
+    assert json.loads(told.stdout) == record
+    assert "not as asked: no changed films were scored" in told.stderr
+    other = place.run("finalize", "--sensitivity", "0.7")
+    assert f"not as asked: the record's threshold is that of {record['rule']}" in other.stderr
+
+
+def test_changed_films_are_scored_in_the_same_opening(finalized):
+    place, *_ = finalized
+    before = openings(read_study("tiny", place.workspace))
+    done = place.json("finalize", "--robustness", "--again")
+    assert len(openings(read_study("tiny", place.workspace))) == len(before) + 1
+    client = connect(TrackingConfig(), place.workspace).client
+    suite = json.loads(Path(client.download_artifacts(done["run"], "robustness-test.json")).read_text())
+    short = done["robustness"]
+    assert suite["films"] == short["films"] == done["image"]["cases"]
+    assert short["worst"] == next(one for one in suite["conditions"] if one["name"] == suite["worst"])
+    assert [one["what"] for one in short["goals"]] == ["re-compression", "a cut of 10 %"]
+    assert short["goals"] == suite["goals"]
+    assert suite["plain"]["auc"]["value"] == pytest.approx(done["image"]["scores"]["auc"]["value"])
+    metrics = client.get_run(done["run"]).data.metrics
+    assert metrics["robust.test.worst_flipped"] == pytest.approx(
+        max(one["flipped"]["value"] for one in suite["conditions"])
+    )
+    again = place.run("finalize", "--robustness")
+    assert "not as asked" not in again.stderr
+    assert f"worst case: {suite['worst']}: AUC " in again.stdout
+    assert again.stdout.count("goal under 2 % flipped by ") == 2
+    assert Final.from_dict(json.loads(json.dumps(done))).to_dict() == done
+
+
+STEPS = ("tag_look", "log_run_predictions", "amend", "log_run_json", "tag_versions", "log_run_metrics", "note_opening")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -254,7 +385,7 @@ def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_open
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    rooms = dict.fromkeys(("log_run_predictions", "amend", "log_run_file"), finalizing)
+    rooms = dict.fromkeys(("log_run_predictions", "amend", "log_run_json"), finalizing)
     room = (rooms | {"tag_versions": finalizing.registry}).get(step, opening)
     real = getattr(room, step)
     monkeypatch.setattr(room, step, stopped)
@@ -266,7 +397,7 @@ def test_wherever_the_recording_stops_the_next_call_ends_it_without_another_open
     assert len(openings(record)) == final.openings == count + 1
     assert openings(record)[-1] == final.opening
     assert final.opening.scores["test.auc"] == final.image.scores["auc"].value
-    assert finals("tiny", place.workspace)[final.run] == final
+    assert finals("tiny", place.workspace)[final.run].to_dict() == final.to_dict()  # NaN is none there
     tags = connect(TrackingConfig(), place.workspace).client.get_run(record.notes["mlflow_parent"]).data.tags
     assert tags["xray_opt.test_openings"] == str(count + 1)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import beta
 
-from xray_opt.intervals import LEAST, Interval, Patients, gains, interval, resampled, scored
+from xray_opt.intervals import LEAST, Patients, gains, interval, resampled, scored
 from xray_opt.metrics import Cases, weighted_scores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -55,7 +54,7 @@ def test_blocks_make_no_difference(monkeypatch):
         return resampled(lambda weights: weighted_scores(cases, weights, 0.5), Patients(groups), 100)
 
     whole, draws = all_scores(), np.concatenate(list(Patients(groups).draws(100)))
-    monkeypatch.setattr("xray_opt.intervals.BLOCK", 7 * len(groups))
+    monkeypatch.setattr("xray_opt.intervals.patients.BLOCK", 7 * len(groups))
     parts = all_scores()
     assert np.array_equal(np.concatenate(list(Patients(groups).draws(100))), draws)
     assert all(len(values) == 100 for values in parts.values())
@@ -67,7 +66,7 @@ def test_more_films_of_the_same_patients_do_not_make_an_interval_narrower():
     one = scored(cases, Patients(groups), 0.5)
     tenfold = Cases(np.repeat(cases.labels, 10), np.repeat(cases.probabilities, 10))
     ten = scored(tenfold, Patients([group for group in groups for _ in range(10)]), 0.5)
-    for name in ("auc", "f1", "brier"):
+    for name in ("auc", "f1", "brier", "sensitivity", "precision"):
         assert (ten[name].value, ten[name].low, ten[name].high) == pytest.approx(
             (one[name].value, one[name].low, one[name].high)
         )
@@ -95,15 +94,6 @@ def test_a_class_that_is_often_not_drawn_gives_no_interval():
     assert interval("auc", 0.9, np.array([0.9, 0.8] * 49 + [np.nan] * 2), [LEAST, LEAST]).low is not None
 
 
-def test_where_all_films_are_right_shares_get_the_exact_bound_and_others_none():
-    labels = np.array([0, 1] * 40)
-    found = scored(Cases(labels, labels * 0.9), Patients([str(n) for n in range(80)]), 0.5)
-    exact = beta.ppf(0.025, 40, 1)  # Clopper and Pearson's lower bound for 40 of 40
-    assert (found["sensitivity"].low, found["sensitivity"].high) == (pytest.approx(exact), 1.0)
-    assert found["auc"] == Interval(1.0, why="it is 1 in every resample")
-    assert interval("specificity", 0.0, np.zeros(100), [40]).high == pytest.approx(1 - exact)
-
-
 def test_ties_are_counted_half_and_have_intervals():
     labels = np.array([0, 1] * 60)
     found = scored(Cases(labels, np.full(120, 0.5)), Patients([str(n) for n in range(120)]), 0.5)
@@ -119,6 +109,16 @@ def test_a_kind_of_pneumonia_is_scored_apart():
     found = scored(cases, Patients([str(n) for n in range(60)]), 0.5)
     assert (found["sensitivity.virus"].value, found["sensitivity.bacteria"].value) == (pytest.approx(0.2), 1.0)
     assert found["sensitivity.virus"].high < found["sensitivity.bacteria"].low
+
+
+def test_only_an_interval_that_covers_less_than_it_promises_is_called_rough():
+    """Measured by ``benchmarks/coverage.py``: that of ECE holds 91.5 to 93.2 of 100."""
+    chance = np.random.default_rng(3)
+    labels = np.arange(80) % 2
+    cases = Cases(labels, 1 / (1 + np.exp(-(2 * labels - 1 + chance.normal(size=80)))))
+    found = scored(cases, Patients([str(place // 2) for place in range(80)]), 0.5, resamples=50)
+    assert {name for name, one in found.items() if one.rough} == {"ece"}
+    assert found["ece"].low < found["ece"].high
 
 
 def test_the_gain_is_paired():
@@ -168,3 +168,13 @@ def test_the_simulated_models_are_equally_good_and_differ():
 def test_the_interval_of_the_auc_covers_what_it_promises(auc):
     found = coverage(auc, 600, simulations=2000, resamples=400, seed=17)["auc"]["ours"]
     assert 93.5 <= found["covered"] <= 96.5
+
+
+def test_one_answer_for_every_film_has_no_interval_of_no_length():
+    """Its AUC is .5 in every resample: ".500 to .500" would say that it is known for sure."""
+    labels = np.arange(60) % 2
+    found = scored(Cases(labels, np.full(60, 0.4)), Patients([f"p{n}" for n in range(60)]), 0.5)
+    assert (found["auc"].value, found["auc"].low, found["auc"].high) == (0.5, None, None)
+    assert found["auc"].why == "it is the same in every resample"
+    for name, one in found.items():
+        assert one.low is None or one.low < one.high, name

@@ -1,8 +1,9 @@
 """One contract for every launcher: the number is exact, states agree, deaths and signals lose nothing.
 
-A launcher is the options of ``tune`` that choose it; a new one is a line of ``LAUNCHERS``.
+A launcher is the options of ``tune`` that choose it; a new one is a line of ``launcher``. Ray has two nodes.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -10,23 +11,47 @@ import signal
 import threading
 import time
 
+import forked
+import optuna
 import psutil
 import pytest
 from conftest import STUDY, make_place
+from forked_slots import NAME
 from test_workers import check_agreement, client
 
 from xray_opt.launchers import member
-from xray_opt.tuning import read_study
+from xray_opt.tuning import read_study, storage_url
 
-LAUNCHERS = {"in-process": (), "processes": ("--workers", "2")}
 #: Seconds that anything may take on a loaded machine.
 LONG = 300
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=LAUNCHERS)
+@pytest.fixture(scope="module")
+def two_nodes(request):
+    cluster = request.getfixturevalue("ray_cluster")
+    node = cluster.near()
+    yield cluster
+    node.stop()
+
+
+#: Launchers whose workers are other processes than the call.
+APART = ("processes", pytest.param("ray", marks=pytest.mark.xdist_group("ray")))
+
+
+@pytest.fixture(params=["in-process", *APART])
 def launcher(request):
-    return LAUNCHERS[request.param]
+    if request.param == "in-process":
+        return ()
+    if request.param == "processes":
+        return ("--workers", "2")
+    return ("--ray", request.getfixturevalue("two_nodes").address, "--workers", "2")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    forked.end_all()
 
 
 def write_study(place, name, epochs=2, **extra):
@@ -72,10 +97,24 @@ class Listening:
         return "\n".join(self.lines)
 
 
-def slots_of(process):
-    """The slots' processes, in the order of their start."""
-    children = psutil.Process(process.pid).children()
-    return sorted((child for child in children if "xray_opt.launchers.slot" in child.cmdline()), key=lambda c: c.pid)
+def slots_of(place):
+    """The processes of all slots that work in a place, whosever children they are, in the order of their start."""
+    return sorted((one for one in psutil.process_iter() if is_slot(one, place)), key=lambda one: one.pid)
+
+
+def is_slot(process, place):
+    root = str(place.workspace.root)
+    with contextlib.suppress(psutil.Error):
+        if process.name() == NAME:  # forked: its environment is not to be seen
+            return process.cwd() == root
+        return "xray_opt.launchers.slot" in process.cmdline() and process.environ().get("XRAY_OPT_HOME") == root
+    return False
+
+
+def owner_of(place, name, number, storage=None):
+    """The process that runs a trial."""
+    study = optuna.load_study(study_name=name, storage=storage_url(place.workspace, storage))
+    return study.trials[number].user_attrs["owner"]["pid"]
 
 
 def wait_until(holds, seconds=LONG):
@@ -91,7 +130,7 @@ def test_a_whole_study(tmp_path, launcher):
     storage = f"sqlite:///{place.workspace.root}/elsewhere.db"
     write_study(place, "whole", storage=storage)
     arguments = ("tune", "--study", "whole", "--trials", "5", "--set", "training.batch_size=4", *launcher, "--json")
-    done = place.fresh(*arguments)
+    done = forked.run(place, *arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert list(report) == [
@@ -122,10 +161,11 @@ def test_a_killed_worker_loses_nothing(tmp_path, launcher):
     place = make_place(tmp_path)
     write_study(place, "killed", epochs=8)
     arguments = ("tune", "--study", "killed", "--trials", "4", *launcher)
-    process = place.start(*arguments)
+    process = forked.fork(place, *arguments)
     heard = Listening(process)
     found = heard.wait_for(r"(?:slot (\d+) · )?trial (\d+) · epoch 2/8")
-    worker = slots_of(process)[int(found[1])].pid if launcher else process.pid
+    worker = owner_of(place, "killed", int(found[2]))
+    assert (worker == process.pid) == (not launcher)
     os.kill(worker, signal.SIGKILL)
     code, _ = heard.end()
     if launcher:
@@ -146,11 +186,11 @@ def test_a_stopped_call_ends_its_workers_and_the_next_one_goes_on(tmp_path, laun
     place = make_place(tmp_path)
     write_study(place, "stopped", epochs=8)
     arguments = ("tune", "--study", "stopped", "--trials", "3", *launcher)
-    process = place.start(*arguments)
+    process = forked.fork(place, *arguments)
     heard = Listening(process)
     heard.wait_for(r"trial \d+ · epoch 1/8")
-    slots = slots_of(process)
-    assert len(slots) == (2 if launcher else 0)
+    wait_until(lambda: len(slots_of(place)) == (2 if launcher else 0))
+    slots = slots_of(place)
     process.terminate()
     code, _ = heard.end()
     assert (code, "Traceback" in heard.text) == (130, False), heard.text
@@ -169,7 +209,7 @@ def test_a_stopped_call_ends_its_workers_and_the_next_one_goes_on(tmp_path, laun
 
 def test_a_timeout_starts_no_new_trial(tmp_path, launcher):
     place = make_place(tmp_path)
-    done = place.fresh("tune", "--study", "tiny", "--trials", "500", "--timeout", "25", *launcher, "--json")
+    done = forked.run(place, "tune", "--study", "tiny", "--trials", "500", "--timeout", "25", *launcher, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["stopped"] == "timeout"
@@ -181,7 +221,7 @@ def test_a_timeout_starts_no_new_trial(tmp_path, launcher):
 
 def test_what_stops_every_trial_is_one_line_and_an_exit_code(tmp_path, launcher):
     place = make_place(tmp_path)
-    done = place.fresh("tune", "--study", "tiny", "--set", "training.batch_size=1", *launcher)
+    done = forked.run(place, "tune", "--study", "tiny", "--set", "training.batch_size=1", *launcher)
     assert (done.returncode, done.stderr.count("error:")) == (2, 1), done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: model.batch_norm=train needs at least 2 films a batch")
     assert "Traceback" not in done.stderr
@@ -189,15 +229,16 @@ def test_what_stops_every_trial_is_one_line_and_an_exit_code(tmp_path, launcher)
     assert {trial.state for trial in trials} == {"FAIL"}
 
 
-def test_slots_end_with_their_parent_however_it_dies(tmp_path):
+@pytest.mark.parametrize("launcher", APART, indirect=True)
+def test_slots_end_with_their_parent_however_it_dies(tmp_path, launcher):
     place = make_place(tmp_path)
     write_study(place, "orphans", epochs=8)
-    arguments = ("tune", "--study", "orphans", "--trials", "3", "--workers", "2")
-    process = place.start(*arguments)
+    arguments = ("tune", "--study", "orphans", "--trials", "3", *launcher)
+    process = forked.fork(place, *arguments)
     heard = Listening(process)
     heard.wait_for(r"trial \d+ · epoch 1/8")
-    slots = slots_of(process)
-    assert len(slots) == 2
+    wait_until(lambda: len(slots_of(place)) == 2)
+    slots = slots_of(place)
     process.kill()
     heard.end()
     psutil.wait_procs(slots, timeout=LONG)
@@ -207,12 +248,13 @@ def test_slots_end_with_their_parent_however_it_dies(tmp_path):
     assert "interrupted" in {trial.reason for trial in trials}
     assert place.fresh(*arguments).returncode == 0
     trials, _ = check_agreement(place, "orphans")
+    assert "worker-lost" not in {trial.reason for trial in trials}
     assert [trial.state in ("COMPLETE", "PRUNED") for trial in trials].count(True) == 3
 
 
 def test_the_display_tells_which_slot_does_which_trial(tmp_path):
     place = make_place(tmp_path)
-    done = place.fresh("tune", "--study", "tiny", "--trials", "4", "--workers", "2")
+    done = forked.run(place, "tune", "--study", "tiny", "--trials", "4", "--workers", "2")
     assert done.returncode == 0, done.stderr
     started = re.findall(r"^(slot \d) · trial (\d) \((\d) of 4\)", done.stderr, flags=re.MULTILINE)
     ended = re.findall(r"^(slot \d) · trial (\d): val F1", done.stderr, flags=re.MULTILINE)

@@ -10,7 +10,15 @@ from conftest import Place
 
 from xray_opt.config import Config, StudyConfig, Workspace, find_study, load_study, override
 from xray_opt.config.study_file import shipped_studies
-from xray_opt.errors import ConfigError, DeviceFault, DiskFault, StudyError, TrackingError, XrayError
+from xray_opt.errors import (
+    ConfigError,
+    DeviceFault,
+    DiskFault,
+    StudyError,
+    TooManyFailures,
+    TrackingError,
+    XrayError,
+)
 from xray_opt.launchers import gpus, slots
 from xray_opt.launchers.choose import launcher_for
 from xray_opt.launchers.gpus import Gpu, chosen, memory_fraction, named, need, require_room, shared_how
@@ -85,7 +93,8 @@ def test_events_arrive_as_they_were_sent_whatever_noise_is_around_them():
 
 
 @pytest.mark.parametrize(
-    "error", [StudyError("x"), TrackingError("y"), XrayError("z"), DeviceFault("g"), DiskFault("d")]
+    "error",
+    [StudyError("x"), TooManyFailures("w"), TrackingError("y"), XrayError("z"), DeviceFault("g"), DiskFault("d")],
 )
 def test_an_error_keeps_its_class_and_its_exit_code(error):
     class Stray(XrayError):

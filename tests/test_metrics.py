@@ -166,3 +166,15 @@ def test_no_higher_threshold_reaches_the_wanted_sensitivity(case, percent):
     higher = [value for value in np.append(np.unique(probabilities), 1.01) if value > threshold]
     # The next probability above the threshold is itself still called; the one after it is one film too few.
     assert all(scores(labels, probabilities, value).recall < wanted for value in higher[1:])
+
+
+@pytest.mark.parametrize("highest", [1.0, 0.9, 0.5])
+def test_a_threshold_parts_neighbouring_floats(highest):
+    """A very sure network has probabilities next to 1 that differ in the last bit alone; their mean is one of them."""
+    values = [highest]
+    for _ in range(6):
+        values.insert(0, float(np.nextafter(values[0], 0)))
+    for positives in range(1, 7):
+        labels = np.arange(7) >= 7 - positives
+        for threshold in (best_threshold(labels, values), highest_threshold(labels, values, 1.0)):
+            assert (np.array(values) >= threshold).tolist() == labels.tolist()

@@ -10,10 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from front import Faulty, silent
+from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow_stores import CONNECT, ROOT, embedded, free_port, template, tracking_server
@@ -216,6 +219,36 @@ def test_an_answer_tells_whether_to_come_again(tmp_path: Path, status: int, kind
         assert type(caught.value) is kind
         if kind is StoreAway:
             assert str(status) in connect(TrackingConfig(uri=uri), Workspace(tmp_path), excused=(StoreAway,)).away
+
+
+def away(kind: str, stack: ExitStack) -> str:
+    """URI of a server, with a login, that is away in one way."""
+    port: object = free_port()
+    if kind == "silent":
+        port = stack.enter_context(silent())
+    elif kind != "closed":
+        front = stack.enter_context(Faulty("http://127.0.0.1:9"))
+        front.mood, port = kind if kind == "down" else int(kind), urlsplit(front.uri).port
+    return f"http://ann:secret@127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("closed", "does not answer (connection refused)"),
+        ("silent", "does not answer (no answer in time)"),
+        ("down", "does not answer (it hangs up)"),
+        ("503", "answers 503"),
+        ("429", "answers 429"),
+    ],
+)
+def test_a_server_that_goes_away_is_one_short_line(kind: str, told: str) -> None:
+    with ExitStack() as stack:
+        uri = away(kind, stack)
+        with pytest.raises(StoreAway) as caught, quickly(patience=1), speaking(uri, "open the experiment x"):
+            MlflowClient(uri, uri).get_experiment_by_name("x")
+    shown = uri.replace("ann:secret@", "")
+    assert str(caught.value) == f"MLflow at {shown} {told}: cannot open the experiment x; see that it runs there"
 
 
 def test_other_errors_pass() -> None:

@@ -61,7 +61,8 @@ def test_every_move_is_written_down_with_who_when_why_and_evidence(tmp_path, nam
     connection = embedded(tmp_path)
     first, second = blank_versions(connection, name, 2)
     settle_alias(connection, first)
-    tags = {"val.f1": "0.9", "confirmed.f1": "0.88", "test.auc": "0.97 (0.95 to 0.98)", "xray_opt.study": "s"}
+    tags = {"val.f1": "0.9", "confirmed.f1": "0.88", "test.auc": "0.97 (0.95 to 0.98)", "robust.val.worst": "cut"}
+    tags["xray_opt.study"] = "s"
     for key, value in tags.items():
         connection.client.set_model_version_tag(name, second.version, key, value)
     promote(connection, name, "2", "two\nlines")

@@ -90,6 +90,15 @@ def test_state_folders_are_marked_once_a_storage(workspace):
         mark_state(workspace, "file", "a")
 
 
+def test_marks_that_a_disk_changed_are_no_storages(workspace):
+    mark_state(workspace, "mine", "a")
+    (workspace.study_folder("mine") / "storages").write_bytes(b"\xff\xfe")
+    mark_state(workspace, "mine", "b")
+    assert "a" not in state_marks(workspace.study_folder("mine"))
+    mark_state(workspace, "mine", "b")
+    assert "b" in state_marks(workspace.study_folder("mine"))
+
+
 def test_finding_needs_no_torch_and_no_mlflow():
     code = "import sys, xray_opt.places; print([name for name in ('torch', 'mlflow') if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

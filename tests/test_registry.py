@@ -31,13 +31,13 @@ from mlflow_stores import (
 
 from xray_opt.adapter import load_bundle
 from xray_opt.backbone import random_base, save_base
-from xray_opt.errors import BaseMismatch, ModelError, TrackingError
+from xray_opt.errors import BaseMismatch, DiskFault, ModelError, TrackingError
 from xray_opt.evaluate import Predictor
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry import Version, champion, load, promote, register, version_for_run
 from xray_opt.registry.registration import REQUIREMENTS, requirements
 from xray_opt.registry.versions import aliases, attach, settle_alias
-from xray_opt.tracking import Tracking, orphan_runs, unreferenced_artifacts
+from xray_opt.tracking import Tracking, orphan_runs, tag_run, unreferenced_artifacts
 
 CPU = torch.device("cpu")
 
@@ -49,9 +49,11 @@ def name() -> str:
 
 
 def registered(
-    connection: Connection, folder: Path, name: str, seed: int = 0, data: str = "d" * 64
+    connection: Connection, folder: Path, name: str, seed: int = 0, data: str = "d" * 64, worst: str = ""
 ) -> tuple[Version, Path]:
     run_id, adapter = finished_run(connection, folder, name, seed, 0.7 + seed / 10)
+    if worst:
+        tag_run(connection, run_id, "robust.val.worst", worst)
     tags = {"xray_opt.study": name, "xray_opt.trial": str(seed), "xray_opt.manifest_sha256": data}
     return register(connection, run_id, adapter, base(), name, tags, film()), adapter
 
@@ -68,8 +70,9 @@ def test_the_first_version_is_champion_and_the_next_a_candidate(
     assert champion(connection, name) is None
     first, adapter = registered(connection, tmp_path, name)
     assert champion(connection, name) == first
-    second, _ = registered(connection, tmp_path, name, seed=1)
+    second, _ = registered(connection, tmp_path, name, seed=1, worst="edges cut: AUC .9")
     assert aliases(connection, name) == {"champion": first.version, "candidate": second.version}
+    assert second.evidence["robust.val.worst"] == "edges cut: AUC .9", "known before it was registered"
 
     assert first.tags["xray_opt.study"] == name
     assert first.tags["xray_opt.base_sha256"] == base().sha256
@@ -185,7 +188,7 @@ def test_a_failed_upload_leaves_no_version(tmp_path: Path, name: str, monkeypatc
     run_id, adapter = finished_run(connection, tmp_path, name)
     with monkeypatch.context() as patch:
         patch.setattr(registration, "save_pyfunc", full)
-        with pytest.raises(TrackingError, match="No space left"):
+        with pytest.raises(DiskFault, match="No space left"):
             register(connection, run_id, adapter, base(), name, {}, film())
     assert version_for_run(connection, name, run_id) is None
     (model,) = connection.client.search_logged_models([connection.client.get_run(run_id).info.experiment_id])

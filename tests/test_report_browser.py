@@ -7,11 +7,12 @@ import io
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_records import hostile, study, whole
+from report_records import RANK, RATE, hostile, study, trial, whole
 
 from xray_opt.report import Evidence, page
 
@@ -24,11 +25,25 @@ pytestmark = [
 WIDTHS = (390, 1280)
 #: Height of the kept pictures.
 TALL = 1700
+#: The figures of a page with every record, and of one with two objectives, as their titles are named.
+CURVES = [f"{split}-{kind}" for split in ("validation", "test") for kind in ("roc", "pr", "reliability")]
+STUDY = ["history", "epochs", "importances", "parallel", "slice-0", "slice-1"]
+MORE = ["confirmation", "rivals-val-auc", "rivals-val-gain", "robust-val-flipped", "robust-val-auc"]
+FIGURES = {"whole": {*STUDY, *CURVES, *MORE}, "front": {*STUDY, "front", "importances-second"}}
 
 
-@pytest.fixture(params=["whole", "hostile", "empty"])
+def front() -> Evidence:
+    """A study with two objectives, whose front has three of its four trials."""
+    scored = [(0.9, 1e6), (0.8, 1e4), (0.7, 1e5), (0.5, 1e3)]
+    own = [replace(trial(number, "COMPLETE", f1), second=cost) for number, (f1, cost) in enumerate(scored)]
+    made, shares = study(*own), {RATE: 0.6, RANK: 0.4}
+    rules = made.notes["rules"] | {"objectives": ["val.f1", "parameters"]}
+    return Evidence(replace(made, notes={"rules": rules}), "now", "0.1.0", shares, importances_second=shares)
+
+
+@pytest.fixture(params=["whole", "front", "hostile", "empty"])
 def file(request, tmp_path) -> Path:
-    made = {"whole": whole, "hostile": hostile, "empty": lambda: Evidence(study(), "now", "0.1.0")}
+    made = {"whole": whole, "front": front, "hostile": hostile, "empty": lambda: Evidence(study(), "now", "0.1.0")}
     path = tmp_path / f"{request.param}.html"
     path.write_text(page(made[request.param]()), encoding="utf-8")
     return path
@@ -61,6 +76,15 @@ def test_it_is_read_at_both_widths(view, file, told):
         assert box["width"] > 200
         assert box["height"] > 100
         assert figure.evaluate("one => one.getBBox().width") > 50, "something is drawn"
+    seen = [figure for figure in view.locator("figure").all() if figure.is_visible()]
+    assert len(seen) == view.locator("figure").count()
+    drawn = view.evaluate("[...document.querySelectorAll('figure svg > title')].map(one => one.id)")
+    assert set(drawn) >= {f"{name}-title" for name in FIGURES.get(file.stem, ())}
+    pictures = view.locator("img").all()
+    assert len(pictures) == (file.stem in ("whole", "hostile")), "the sheet of heat maps"
+    for picture in pictures:
+        assert picture.evaluate("async one => { await one.decode(); return one.naturalWidth; }") > 0
+        assert picture.bounding_box()["width"] > 200
     outside = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.scroll, pre'))
                  .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML)"""
     assert view.evaluate(outside) == []

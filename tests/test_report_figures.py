@@ -14,6 +14,7 @@ from xray_opt.report import figures_scores as scores
 from xray_opt.report.drawing import drawn
 
 SVG = "{http://www.w3.org/2000/svg}"
+CLASSES = ("normal", "pneumonia")
 
 
 def evidence(*trials, **more) -> Evidence:
@@ -203,7 +204,7 @@ def test_bands_hold_the_curve_and_are_of_patients(own):
 def test_few_patients_give_no_band_and_say_so(own):
     few = Predictions(own.labels[:12], own.probabilities[:12], own.groups[:12])
     assert "10 are needed" in curves.roc(few).why
-    svg = scores.roc("few", "few films", curves.roc(few), None, "0.5")
+    svg = scores.roc("few", "few films", curves.roc(few), None, "0.5", CLASSES)
     assert group(read(svg), "few-roc-band") is None
     assert "10 are needed" in svg
 
@@ -213,7 +214,7 @@ def test_reliability_counts_every_film_and_bars_want_ten_patients(own):
     assert found.films.sum() == len(own.labels)
     assert (found.films * found.observed).sum() == pytest.approx(own.labels.sum())
     assert (found.films * found.predicted).sum() == pytest.approx(own.probabilities.sum())
-    root = read(scores.reliability("r", "films", found, "0.05"))
+    root = read(scores.reliability("r", "films", found, "0.05", "pneumonia"))
     assert len(points(root, "r-reliability-bins")) == len(found.films)
     bars = [place for place in range(len(found.films)) if group(root, f"r-reliability-bar-{place}") is not None]
     assert bars == [place for place, low in enumerate(found.low) if not np.isnan(low)]
@@ -223,7 +224,7 @@ def test_reliability_counts_every_film_and_bars_want_ten_patients(own):
 
 
 def test_the_ring_is_at_the_threshold_and_the_band_is_drawn(own):
-    root = read(scores.roc("v", "films", curves.roc(own), (0.0, 1.0), "0.9"))
+    root = read(scores.roc("v", "films", curves.roc(own), (0.0, 1.0), "0.9", CLASSES))
     ((x, y),) = points(root, "v-roc-threshold")
     line = path(root, "v-roc-curve")
     assert (x, y) == pytest.approx((line[0, 0], line[-1, 1]), abs=1e-3)
@@ -234,11 +235,11 @@ def test_the_ring_is_at_the_threshold_and_the_band_is_drawn(own):
 
 def test_the_confusion_matrix_tells_counts_and_shares():
     counts = {"true_positive": 30, "false_positive": 5, "true_negative": 15, "false_negative": 10}
-    shown = scores.confusion("films", counts)
+    shown = scores.confusion("films", counts, CLASSES)
     assert re.findall(r"<b>(\d+)</b><br>([\d.]+) %", shown) == [
         ("15", "75.0"), ("5", "25.0"), ("10", "25.0"), ("30", "75.0"),
     ]  # fmt: skip
-    nothing = scores.confusion("films", dict.fromkeys(counts, 0))
+    nothing = scores.confusion("films", dict.fromkeys(counts, 0), CLASSES)
     assert nothing.count("0.0 %") == 4
 
 

@@ -1,5 +1,6 @@
 """The report of a real study: its records are gathered, the files written and logged, and nothing of test is opened."""
 
+import html
 import json
 import os
 import re
@@ -8,16 +9,21 @@ from pathlib import Path
 import pytest
 from conftest import make_place
 
-from xray_opt.config import PrunerConfig, StudyConfig, TrackingConfig, Workspace
+from xray_opt.config import PrunerConfig, StudyConfig, TrackingConfig, Workspace, load_study
+from xray_opt.dataset import kept_manifests
 from xray_opt.leaderboard import openings
+from xray_opt.ledger import TRIVIAL_RECORD
 from xray_opt.mlflow_client import connect
+from xray_opt.report.html import gained
+from xray_opt.tracking import MANIFEST
 from xray_opt.tuning import Outcome, annotate, open_study, read_study
 
 
 @pytest.fixture(scope="module")
-def reported(tuned):
-    """The report of the shared study, and what was printed."""
-    place, _, _ = tuned
+def reported(tmp_path_factory):
+    """The report of a study of this module's own, as others open the test split of the shared one; what was printed."""
+    place = make_place(tmp_path_factory.mktemp("reported"))
+    place.json("tune", "--study", "tiny")
     return place, place.json("report", "tiny")
 
 
@@ -57,7 +63,16 @@ def test_the_page_tells_what_the_study_holds(reported):
     assert "train</th>" in shown
     auc = client(place).get_run(record.notes["mlflow_parent"]).data.metrics["shortcut.thumbnail_auc"]
     assert f"{auc:.4f}" in shown
-    assert "xray-opt tune --study tiny --trials 3" in shown
+    assert "xray-opt tune --study ./tiny.yaml --data FOLDER --set training.device=cpu" in shown
+
+
+def test_the_study_file_on_the_page_starts_the_same_study(reported, tmp_path):
+    place, made = reported
+    pre = re.search(r"<pre[^>]*>(name: tiny.*?)</pre>", Path(made["page"]).read_text(), re.DOTALL)
+    (tmp_path / "tiny.yaml").write_text(html.unescape(pre[1]))
+    again, first = load_study(tmp_path / "tiny.yaml"), load_study(place.workspace.studies / "tiny.yaml")
+    assert again.rules() == read_study("tiny", place.workspace).notes["rules"]
+    assert (again.space, again.search(), again.trials) == (first.space, first.search(), 3)
 
 
 def test_films_and_places_of_this_machine_are_not_named(reported):
@@ -74,6 +89,73 @@ def test_making_a_report_opens_nothing(reported):
     before = openings(read_study("tiny", place.workspace))
     assert place.run("report", "tiny", "--no-log").returncode == 0
     assert openings(read_study("tiny", place.workspace)) == before
+
+
+def record_of(place) -> Path:
+    """The file of trivial models in the champion's run."""
+    run = client(place).get_run(read_study("tiny", place.workspace).best.notes["mlflow_run"])
+    return Path(run.info.artifact_uri.removeprefix("file://")) / TRIVIAL_RECORD
+
+
+def test_tune_alone_is_enough_for_the_gain_over_trivial_models_and_a_second_report_makes_nothing(reported):
+    place, _ = reported
+    kept = record_of(place)
+    kept.unlink(missing_ok=True)
+    first = place.run("report", "tiny")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("\n") == 1
+    assert first.stderr.startswith("reading 52 films: ")
+    record, written = json.loads(kept.read_text()), kept.stat().st_mtime_ns
+    best = record["models"][0]
+    shown = html.unescape((place.workspace.root / "reports" / "tiny.html").read_text())
+    assert f"On validation: AUC {gained(best['gains']['auc'])} over {best['name']}" in shown
+    # The recorded predictions are scored to the last bit as evaluate scores the model anew.
+    told = place.json("evaluate")
+    assert best["image"]["scores"] == {
+        name: one for name, one in told["baselines"][0]["image"]["scores"].items() if name != "loss"
+    }
+    assert record["image"]["scores"]["auc"]["value"] == pytest.approx(told["image"]["scores"]["auc"]["value"])
+    written = kept.stat().st_mtime_ns
+    again = place.run("report", "tiny")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_without_the_films_the_page_says_why_there_is_no_gain(reported):
+    place, _ = reported
+    kept = record_of(place)
+    kept.unlink(missing_ok=True)
+    away = place.films.rename(place.films.with_name("elsewhere"))
+    try:
+        done = place.run("report", "tiny")
+    finally:
+        away.rename(place.films)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("no trivial models beside the model: the training films are not here: ")
+    shown = (place.workspace.root / "reports" / "tiny.html").read_text()
+    assert "not known on validation: the training films are not here; with the films" in shown
+    assert str(place.films) not in shown
+    assert not kept.exists()
+    assert place.run("report", "tiny", "--no-log").stderr.startswith("reading 52 films: ")
+    assert not kept.exists(), "--no-log keeps nothing"
+
+
+def test_a_film_that_is_another_one_now_is_not_scored(reported):
+    place, _ = reported
+    record_of(place).unlink(missing_ok=True)
+    digest = client(place).get_run(read_study("tiny", place.workspace).notes["mlflow_parent"]).data.tags[MANIFEST]
+    own = next(kept_manifests(place.workspace.manifests, digest))
+    film = Path(own.root, own.of("train")[0].path)
+    content, times = film.read_bytes(), film.stat()
+    try:
+        film.write_bytes(content + b" ")
+        done = place.run("report", "tiny", "--no-log")
+    finally:
+        film.write_bytes(content)
+        os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "1 of these films is not that of the study any more: " in done.stderr
+    shown = (place.workspace.root / "reports" / "tiny.html").read_text()
+    assert "not known on validation: 1 of these films is not that of the study any more; " in shown
 
 
 def test_an_audit_of_the_same_split_is_found(reported):

@@ -35,12 +35,16 @@ def recording(**changes) -> Recording:
     return replace(plain, **changes)
 
 
-def judged(tolerance=0.01, best=None, files=None, **epochs):
-    judge = Judge(recording(), tolerance)
+#: What differs of the environment, as a rerun elsewhere tells it.
+ELSEWHERE = (("xray_opt.cpu", "Abacus 3", "Abacus 4"),)
+
+
+def judged(tolerance=0.01, best=None, files=None, environment=ELSEWHERE, device="cpu", **epochs):
+    judge = Judge(recording(tags={"xray_opt.device": device}), tolerance)
     for number, values in ({1: recording().epochs[1], 2: recording().epochs[2]} | epochs.get("changed", {})).items():
         judge.epoch(number, values)
     judge.end({"best.f1": 0.75} if best is None else best, {"head": "a"} if files is None else files)
-    return reproduction(judge, ())
+    return reproduction(judge, environment)
 
 
 def test_equal_is_every_value_and_every_file():
@@ -72,6 +76,55 @@ def test_the_first_and_the_largest_difference_are_told_apart():
 def test_what_is_beyond_the_tolerance_is_named(change, name):
     found = judged(**change)
     assert (found.verdict, found.beyond.name) == ("different", name)
+
+
+#: A training whose learning rate fell once, and whose loss ended small.
+SMALL = {
+    1: {"learning_rate": 1e-4, "train.loss": 0.05, "val.f1": 0.5},
+    2: {"learning_rate": 1e-5, "train.loss": 0.001, "val.f1": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "verdict"),
+    [
+        ("learning_rate", 1.01e-5, "different"),
+        ("learning_rate", 9e-5, "different"),
+        ("learning_rate", 1e-5 * (1 + 1e-12), "within"),
+        ("train.loss", 0.0014, "within"),
+        ("train.loss", 0.002, "different"),
+        ("val.f1", 0.895, "within"),
+        ("val.f1", 0.88, "different"),
+    ],
+)
+def test_each_kind_of_value_has_a_tolerance_of_its_own(name, now, verdict):
+    """A rate of 1e-5 is not 9e-5, though both are within .01 of each other; so it is with losses."""
+    judge = Judge(recording(epochs=SMALL, best={}, files={}), 0.01)
+    judge.epoch(1, SMALL[1])
+    judge.epoch(2, SMALL[2] | {name: now})
+    judge.end({}, {})
+    found = reproduction(judge, ELSEWHERE)
+    assert (found.verdict, found.reproduced) == (verdict, verdict == "within")
+    assert found.first == Difference(2, name, SMALL[2][name], now)
+
+
+def test_the_largest_difference_is_measured_by_what_is_allowed():
+    judge = Judge(recording(epochs=SMALL, best={}, files={}), 0.01)
+    judge.epoch(1, SMALL[1] | {"val.f1": 0.502})
+    judge.epoch(2, SMALL[2] | {"train.loss": 0.0014})
+    assert judge.beyond is None
+    assert judge.largest.name == "train.loss"
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "verdict"),
+    [((), "cpu", "unequal"), ((), "cuda Abacus", "within"), (ELSEWHERE, "cpu", "within")],
+)
+def test_a_small_difference_is_none_only_where_bits_may_differ(environment, device, verdict):
+    off = {1: {"val.f1": 0.5001, "val.auc": math.nan}}
+    assert judged(environment=environment, device=device, changed=off).verdict == verdict
+    files = judged(environment=environment, device=device, files={"head": "b"})
+    assert (files.verdict, files.reproduced) == (verdict, verdict == "within")
 
 
 def test_a_run_that_ends_too_early_is_different():
@@ -169,9 +222,12 @@ def test_a_changed_recorded_value_is_named_with_its_epoch(world):
         assert re.search(r"epoch 2, val\.loss: recorded 0\.123, now \d+\.\d+$", done.stderr)
         assert "epoch 1/2" in done.stderr
         assert "equal bit for bit" not in done.stdout
-        within = place.json("reproduce", run, "--tolerance", "5")
-        assert (within["verdict"], within["first"]["name"], within["beyond"]) == ("within", "val.loss", None)
-        assert within["first"]["recorded"] == 0.123
+        off = place.run("reproduce", run, "--tolerance", "50", "--json")
+        found = json.loads(off.stdout)
+        assert (found["verdict"], found["first"]["name"], found["beyond"]) == ("unequal", "val.loss", None)
+        assert found["first"]["recorded"] == 0.123
+        assert (off.returncode, off.stderr.count("error:")) == (1, 1)
+        assert "not reproduced bit for bit, though processor, threads, device and versions are those" in off.stderr
     assert place.json("reproduce", run)["verdict"] == "equal"
 
 

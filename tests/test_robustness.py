@@ -253,6 +253,11 @@ def test_the_command_prints_the_worst_case_first_in_80_columns_and_logs(tuned) -
     assert json.loads(Path(client.download_artifacts(run, "robustness-val.json")).read_text()) == suite["robustness"]
     worst = client.get_run(run).data.metrics["robust.val.worst_flipped"]
     assert worst == max(one["flipped"]["value"] for one in suite["robustness"]["conditions"])
+    told = client.get_run(run).data.tags["robust.val.worst"]
+    assert told.startswith(f"{suite['robustness']['worst']}: AUC ")
+    assert f"{100 * worst:.1f}" in told
+    assert told.endswith(f"flipped at threshold {suite['threshold']:.4f}")
+    assert client.get_model_version_by_alias("xray-pneumonia", "champion").tags["robust.val.worst"] == told
 
 
 def test_an_outside_folder_and_the_sealed_test_have_the_same_report(tuned, tmp_path: Path) -> None:

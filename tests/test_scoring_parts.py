@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xray_opt.cli.output import print_level_table
 from xray_opt.cli.robust import print_shift
 from xray_opt.dataset import Drift, Film
 from xray_opt.intervals import Interval
 from xray_opt.metrics import Cases, auc
 from xray_opt.phantom import make_phantoms
-from xray_opt.scoring import Shift
+from xray_opt.scoring import Level, Shift
 from xray_opt.scoring.subgroups import subgroups
 
 
@@ -126,10 +127,10 @@ def test_another_folder_is_compared_with_training(tuned, others: Path, tmp_path:
 
 def test_a_shift_is_printed_with_its_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     certain = Drift(Interval(0.934, 0.912, 0.951), {"size": 0.5, "greys": 0.93, "layout": 0.88}, True)
-    print_shift(Shift(Interval(0.5, 0.45, 0.55), 0.731, certain))
+    print_shift(Shift(Interval(0.5, 0.45, 0.55), 0.731, certain), "Bacteria")
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "pneumonia: 50.0 % (45.0 to 55.0) of the films; 73.1 % in training",
+        "bacteria: 50.0 % (45.0 to 55.0) of the films; 73.1 % in training",
         "prevalence shift: F1, precision and calibration do not compare; AUC does",
         "drift 0.934 (0.912 to 0.951), where .5 is like validation films",
         "of each part alone: size 0.50, greys 0.93, layout 0.88",
@@ -137,7 +138,7 @@ def test_a_shift_is_printed_with_its_warnings(capsys: pytest.CaptureFixture[str]
         "(such a warning is false for at most 2.5 % of sets that are alike)",
     ]
     assert max(map(len, lines)) <= 80
-    print_shift(Shift(Interval(0.7, 0.6, 0.8), 0.731, Drift(Interval(0.55, why="too few"), {"size": 0.5})))
+    print_shift(Shift(Interval(0.7, 0.6, 0.8), 0.731, Drift(Interval(0.55, why="too few"), {"size": 0.5})), "PNEUMONIA")
     lines = capsys.readouterr().out.splitlines()
     assert not any("warning" in line or "shift" in line for line in lines)
     assert "no interval: too few" in lines
@@ -152,3 +153,18 @@ def test_where_training_films_went_there_is_no_drift_score_and_it_is_said(tuned,
         (tmp_path / "away").rename(place.films)
     assert done.returncode == 0, done.stderr
     assert "no drift score: the model's own films cannot be read here" in " ".join(done.stdout.split())
+
+
+def test_the_loss_of_a_very_wrong_model_fits_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"loss": Interval(236_943.2, 186_585.303, 302_140.706), "sensitivity.bacteria": Interval(0.0, 0.0, 0.138)}
+    level = Level(
+        5_856,
+        3_000,
+        0.5,
+        scores,
+        dict.fromkeys((f"{what}_{call}" for what in ("true", "false") for call in ("positive", "negative")), 1_234),
+    )
+    print_level_table(level, level)
+    lines = capsys.readouterr().out.splitlines()
+    assert "1.87e+05 to 3.02e+05" in "\n".join(lines)
+    assert max(map(len, lines)) <= 80

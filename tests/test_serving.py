@@ -295,3 +295,33 @@ def test_the_command_serves_the_champion_until_it_is_ended(tuned) -> None:
         _, err = served.communicate(timeout=60)
     assert served.returncode == 130
     assert err.strip() == "interrupted; run the same command again to go on"
+
+
+@pytest.mark.slow
+def test_it_listens_on_addresses_of_ipv6_as_well(tuned) -> None:
+    place, _, _ = tuned
+    port = free_port()
+    served = place.start("serve", "--port", str(port), "--host", "::")
+    try:
+        first = served.stdout.readline()
+        assert first.endswith(f"POST http://[::]:{port}/invocations\n"), served.stderr.read()
+        path = next((place.films / "val" / "NORMAL").iterdir())
+        (wanted,) = place.json("predict", str(path))
+        status, answer = post(f"http://[::1]:{port}/invocations", records(text(path.read_bytes())))
+        assert (status, answer["predictions"][0]["label"]) == (200, wanted["label"])
+        for host in ("::1", "[::1]", "::"):
+            taken = place.run("serve", "--port", str(port), "--host", host)
+            assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
+            assert f"port {port} of {host.strip('[]')} cannot be had (Address already in use)" in taken.stderr
+    finally:
+        served.send_signal(signal.SIGINT)
+        served.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "fe80::", "a..b"])
+def test_an_address_that_this_machine_has_not_is_one_line(tuned, host: str) -> None:
+    place, _, _ = tuned
+    done = place.run("serve", "--host", host)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"port 5001 of {host} cannot be had (" in done.stderr
+    assert done.stderr.endswith("; choose another with --port or --host\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from mlflow_stores import CONFIG, ROOT, base, embedded, make_adapter
 from PIL import Image
 
@@ -27,33 +29,33 @@ VALUES = [0.3, 0.9, 0.5, 0.8, 0.7, 0.6, 0.4]
 WORKER = """
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[2:]
+sys.path[:0] = sys.argv[3:]
 from mlflow_stores import base
-from test_settling import STUDY, settle_once
+from test_settling import settle_once
 from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.mlflow_client import connect
 workspace = Workspace(Path(sys.argv[1]))
 connection = connect(TrackingConfig(), workspace)
 print("ready", flush=True)
 sys.stdin.readline()
-print(settle_once(connection).version)
+print(settle_once(connection, sys.argv[2]).version)
 """
 
 
-def settle_once(connection: Connection):
-    opened = open_study(STUDY, connection.workspace, "d" * 64)
-    with Tracking.open(connection, STUDY.name, {}) as tracking:
-        return settle(opened, tracking, connection, base(), {"xray_opt.study": STUDY.name})
+def settle_once(connection: Connection, name: str = STUDY.name):
+    opened = open_study(replace(STUDY, name=name), connection.workspace, "d" * 64)
+    with Tracking.open(connection, name, {}) as tracking:
+        return settle(opened, tracking, connection, base(), {"xray_opt.study": name})
 
 
-def searched(connection: Connection, folder: Path, total: int) -> OpenStudy:
+def searched(connection: Connection, folder: Path, total: int, name: str = STUDY.name) -> OpenStudy:
     """A study whose trials have real runs with real, untrained adapters."""
-    opened = open_study(STUDY, connection.workspace, "d" * 64)
-    with Tracking.open(connection, STUDY.name, {}) as tracking:
+    opened = open_study(replace(STUDY, name=name), connection.workspace, "d" * 64)
+    with Tracking.open(connection, name, {}) as tracking:
 
         def objective(trial):
             value = VALUES[trial.number]
-            adapter = make_adapter(folder, trial.number, value)
+            adapter = make_adapter(folder / name, trial.number, value)
             with tracking.run("r", CONFIG, {}, {"xray_opt.trial": str(trial.number)}) as run:
                 trial.note("mlflow_run", run.id)
                 run.log_folder(adapter, "adapter")
@@ -76,12 +78,11 @@ def test_nothing_is_registered_before_a_trial_is_complete(tmp_path):
     assert aliases(connection, CONFIG.tracking.registered_model) == {}
 
 
-def test_workers_that_settle_at_once_leave_five_models_and_one_champion(tmp_path):
-    connection = embedded(tmp_path)
-    searched(connection, tmp_path, 7)
-    command = [sys.executable, "-c", WORKER, str(connection.workspace.root), str(ROOT / "tests"), str(ROOT)]
+def settled_at_once(connection: Connection, studies: list[str]) -> list[str]:
+    """A process for each of these studies settles it, all at the same moment; the versions that they answer."""
+    here, paths = str(connection.workspace.root), [str(ROOT / "tests"), str(ROOT)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, here, name, *paths], **pipes) for name in studies]
     try:
         for worker in workers:
             assert worker.stdout.readline() == "ready\n", worker.stderr.read()
@@ -92,7 +93,14 @@ def test_workers_that_settle_at_once_leave_five_models_and_one_champion(tmp_path
     finally:
         for worker in workers:
             worker.kill()
-    assert [out.strip() for out, _ in answers] == ["1", "1"], answers
+    assert all(worker.returncode == 0 for worker in workers), answers
+    return [out.strip() for out, _ in answers]
+
+
+def test_workers_that_settle_at_once_leave_five_models_and_one_champion(tmp_path):
+    connection = embedded(tmp_path)
+    searched(connection, tmp_path, 7)
+    assert settled_at_once(connection, [STUDY.name] * 2) == ["1", "1"]
     name = CONFIG.tracking.registered_model
     versions = connection.client.search_model_versions(f"name = '{name}'")
     best = read_study(STUDY.name, connection.workspace).best
@@ -105,6 +113,24 @@ def test_workers_that_settle_at_once_leave_five_models_and_one_champion(tmp_path
         ("4", "trial-005"),
         ("5", "trial-002"),
     ]
+
+
+@pytest.mark.slow
+def test_two_studies_that_end_at_once_leave_two_versions_and_one_champion(tmp_path):
+    """Of one model's name, in two processes: each registers its own best, and one of them is champion, never none."""
+    connection, studies = embedded(tmp_path), ["first", "second"]
+    best = [str(searched(connection, tmp_path, 2, study).read().best.notes["mlflow_run"]) for study in studies]
+    answers = settled_at_once(connection, studies)
+    assert sorted(answers) == ["1", "2"]
+    name = CONFIG.tracking.registered_model
+    versions = connection.client.search_model_versions(f"name = '{name}'")
+    assert {version.version: version.run_id for version in versions} == {
+        int(answer): run for answer, run in zip(answers, best, strict=True)
+    }
+    # Who was first is champion and the other its candidate; or both found none, and the later one stayed.
+    assert aliases(connection, name) in ({"champion": "1", "candidate": "2"}, {"champion": "2"})
+    assert [settle_once(connection, study).version for study in studies] == answers, "and once more changes nothing"
+    assert aliases(connection, name)["champion"] in answers
 
 
 def test_a_better_trial_becomes_the_candidate_and_the_ranking_follows(tmp_path):

@@ -20,7 +20,7 @@ def test_train_logs_a_run_and_keeps_a_bundle_that_predicts(tuned, tmp_path):
     run = connect(TrackingConfig(), place.workspace).client.get_run(result["run"])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
     assert run.data.metrics["best.f1"] == result["val"]["f1"]
-    assert {path.name for path in out.iterdir()} == {"adapter", "base.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"adapter", "base.safetensors", "films.json"}
     film = str(next((place.films / "val" / "NORMAL").iterdir()))
     by_run = place.json("predict", film, "--model", f"runs:/{result['run']}", "--device", "cpu")
     by_folder = place.run("predict", film, "--model", str(out / "adapter"), "--csv")

@@ -135,3 +135,29 @@ def test_a_folder_without_permission_is_one_line(tmp_path):
         Spool.create(tmp_path / "spool", {})
     assert "\n" not in str(caught.value)
     assert "check permissions" in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path):
+    """``xray-opt sync`` would say that nothing waits."""
+    (tmp_path / "spool").mkdir(mode=0o300)
+    with pytest.raises(DiskFault, match="check permissions"), as_nobody():
+        spool_files(tmp_path / "spool")
+    assert spool_files(tmp_path / "nowhere") == []
+
+
+def test_what_newer_files_replace_does_not_wait(tmp_path):
+    """Checkpoints: while a server is away for hours the spool holds the newest ones, not all."""
+    file = tmp_path / "odd.pt"
+    spool = Spool.create(tmp_path / "spool", {"uri": "u"})
+    spool.append("run", "batch", {"first": 1})
+    for number in range(4):
+        file.write_text(str(number))
+        spool.supersede("run", ["odd.pt"])
+        spool.append("run", "files", {"folder": "checkpoint"}, {"odd.pt": file})
+        spool.append("other", "files", {"folder": "checkpoint"}, {f"{number}.pt": file})
+    kinds = [(entry.run, entry.kind) for entry in spool.entries()]
+    assert kinds.count(("run", "files")) == 1
+    assert (kinds.count(("other", "files")), kinds.count(("run", "batch"))) == (4, 1)
+    (last,) = [entry for entry in spool.entries() if (entry.run, entry.kind) == ("run", "files")]
+    assert spool.unpack(last, tmp_path / "out")["odd.pt"].read_text() == "3"
+    spool.close()

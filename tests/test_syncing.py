@@ -6,7 +6,9 @@ import fcntl
 import json
 import re
 import signal
+import sqlite3
 import uuid
+from contextlib import closing
 
 import forked
 import pytest
@@ -14,11 +16,12 @@ from conftest import STUDY
 from front import Faulty
 from test_launchers import Listening, slots_of
 
-from xray_opt.config import TrackingConfig
+from xray_opt.config import TrackingConfig, Workspace
 from xray_opt.experiment import run_experiment
 from xray_opt.mlflow_client import connect
 from xray_opt.places import PARENT
-from xray_opt.spool import spool_files
+from xray_opt.spool import Spool, spool_files
+from xray_opt.syncing import sync
 from xray_opt.tuning import read_study
 
 pytestmark = pytest.mark.slow
@@ -27,7 +30,7 @@ STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 @pytest.fixture
 def faulty(server):
-    """The module's server behind a front that can fail."""
+    """The server behind a front that can fail."""
     with Faulty(server) as front:
         yield front
 
@@ -96,6 +99,10 @@ def test_a_study_whose_server_is_away_from_start_to_end(place, faulty, study):
     assert (away.returncode, away.stderr.count("error:"), "still wait" in away.stderr) == (7, 1, True), away.stderr
     kept = place.run("study", "delete", study, "--yes")
     assert (kept.returncode, "run xray-opt sync first" in kept.stderr) == (7, True), kept.stderr
+    asked = ("compare", study), ("report", study), ("finalize", "--study", study), ("promote", "--study", study)
+    told = [away.stderr, line, *(place.run(*command).stderr for command in asked)]
+    assert all(text.count("\n") <= 1 and f"MLflow server answers at {faulty.uri}" in text for text in told[2:]), told
+    assert not [text for text in told if "HTTPConnectionPool" in text], told
 
     faulty.mood = "ok"
     sent = place.json("sync")
@@ -127,7 +134,7 @@ def test_a_server_that_is_away_for_a_while_and_a_worker_killed_meanwhile(place, 
     faulty.mood = "down"
     heard.wait_for(r"training goes on")
     faulty.mood = 401
-    slots_of(process)[0].send_signal(signal.SIGKILL)
+    slots_of(place)[0].send_signal(signal.SIGKILL)
     heard.wait_for(r"is started again")
     heard.wait_for(r"trial \d+: val F1")
     faulty.mood = "ok"
@@ -179,6 +186,20 @@ def test_a_second_sync_waits_for_the_first_and_says_so(place):
     assert heard.end() == (0, "nothing to do: nothing waits for MLflow\n")
 
 
+@pytest.mark.parametrize("facts", ["{garbage", "[1]", "{}", '{"uri": "http://localhost:1"}'])
+def test_a_file_that_does_not_tell_whose_it_is_is_named_and_stays(tmp_path, facts):
+    workspace = Workspace(tmp_path)
+    spool = Spool.create(workspace.spool, {"uri": "http://localhost:1", "experiment": "e", "tags": {}})
+    spool.append("waiting-1", "create", {})
+    spool.close()
+    with closing(sqlite3.connect(spool.path)) as base, base:
+        base.execute("UPDATE about SET facts = ?", [facts])
+    (line,) = sync(workspace).problems
+    assert spool.path.name in line
+    assert "damaged" in line
+    assert spool_files(workspace.spool) == [spool.path]
+
+
 def test_what_is_refused_is_named_and_stays(place, faulty, study):
     faulty.mood = "down"
     assert place.run("tune", "--study", study, "--trials", "1", "--tracking-uri", faulty.uri).returncode == 0
@@ -201,7 +222,12 @@ def test_a_single_run_waits_as_well(place, faulty, study):
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val.f1")] == [1, 2]
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"adapter", "base", "val_predictions.csv"}
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
+        "adapter",
+        "base",
+        "data",
+        "val_predictions.csv",
+    }
 
 
 def test_confirm_trains_on_while_the_server_is_away_and_judges_when_it_is_back(place, faulty, study, monkeypatch):

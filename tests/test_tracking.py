@@ -40,6 +40,7 @@ from xray_opt.tracking import (
     tag_run,
     unreferenced_artifacts,
 )
+from xray_opt.tracking.data import TEST_FILMS_FILE
 from xray_opt.tracking.outgoing import outgoing_files
 from xray_opt.trainer import Epoch
 
@@ -93,7 +94,7 @@ def test_the_parent_stays_running_while_others_work_below_it(
 ) -> None:
     others = [True]
     for status in ("RUNNING", "FINISHED"):
-        tracking = Tracking.open(connection, study, tags(study), shared=lambda: bool(others))
+        tracking = Tracking.open(connection, study, tags(study), shared=lambda hurried: bool(others))
         tracking.__exit__(type(error) if error and others else None, error if others else None, None)
         assert connection.client.get_run(tracking.parent_id).info.status == status
         others.clear()
@@ -171,6 +172,36 @@ def test_run_states_follow_the_trials(connection: Connection, study: str) -> Non
     told = [{k: v for k, v in run.data.tags.items() if k in ("reason", "error", "pruned_epoch")} for run in after]
     assert told == [{}, {"pruned_epoch": "3"}, {"reason": "interrupted"}, {}, {}, {}]
     end_now(started[4], None)
+
+
+def test_the_reason_of_a_failure_follows_the_trial_too(connection: Connection, study: str) -> None:
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        run = tracking.run("trial-000", CONFIG, {}, {"xray_opt.trial": "0"}).__enter__()
+        end_now(run, StudyError("the storage stayed away"))
+        ended = connection.client.get_run(run.id).info.end_time
+        assert tracking.agree([TrialEnd(0, "FAIL", "worker-lost")]) == {"FAILED": 1}
+        assert tracking.agree([TrialEnd(0, "FAIL", "worker-lost")]) == {}
+    after = connection.client.get_run(run.id)
+    assert (after.info.status, after.data.tags["reason"], after.info.end_time) == ("FAILED", "worker-lost", ended)
+    assert "error" in after.data.tags
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["made after", "made before"])
+def test_a_run_that_a_server_made_twice_is_there_once(connection: Connection, study: str, late: bool) -> None:
+    """Its client gave up and asked again; the server then made the first one as well."""
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        run = tracking.run("trial-000", CONFIG, {}, {"xray_opt.trial": "0"}).__enter__()
+        run.log_epoch(epoch(1))
+        made = connection.client.get_run(run.id)
+        twin = {key: value for key, value in made.data.tags.items() if not key.startswith("mlflow.user")}
+        began = made.info.start_time + (1000 if late else -1000)
+        ghost = connection.client.create_run(made.info.experiment_id, began, twin, "trial-000").info.run_id
+        tracking.agree([TrialEnd(0, "RUNNING")])
+        assert len(child_runs(connection, tracking.parent_id, 0)) == 2  # as long as its worker may be between the two
+        end_now(run, None)
+        tracking.agree([TrialEnd(0, "COMPLETE")])
+        assert [one.info.run_id for one in child_runs(connection, tracking.parent_id, 0)] == [run.id]
+    assert connection.client.get_run(ghost).info.lifecycle_stage == "deleted"
 
 
 def end_now(run: Run, error: BaseException | None) -> None:
@@ -461,10 +492,11 @@ def test_a_remote_store_gets_no_name_of_a_film_or_patient(connection: Connection
     with Tracking.open(connection, study, tags(study)) as tracking:
         tracking.log_dataset(films)
         folder = tracking.download(tracking.parent_id, "data", tmp_path / "got")
-    (table,) = folder.iterdir()
-    text = table.read_text()
-    assert table.name == ("manifest.csv" if connection.local else "manifest-pseudonymised.csv")
-    assert text.count("\n") > len(films.films)
+    files = {path.name: path.read_text() for path in folder.iterdir()}
+    table = "manifest.csv" if connection.local else "manifest-pseudonymised.csv"
+    assert set(files) == {table} | (set() if connection.local else {Path(TEST_FILMS_FILE).name})
+    assert files[table].count("\n") > len(films.films)
+    text = "".join(files.values())
     told = [name for film in films.films for name in (Path(film.path).name, film.patient, film.group, film.sha256)]
     told.append(str(tmp_path))
     assert all((name in text) is connection.local for name in told)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,40 @@ def test_a_damaged_file_is_named_and_holds_up_no_other(faulty: Faulty, tmp_path:
     left = send_left_behind(connection, connection.workspace.spool)
     assert (left.waiting, left.stopped, len(left.refused)) == (0, "", 1)
     assert "damaged.db" in left.refused[0]
+    with Tracking.open(connection, study, tags(study)) as tracking:
+        check_all(connection, tracking.find_run(run.id), tmp_path)
+
+
+#: What a disk may change in a file of the spool that is a whole database all the same.
+CHANGED = {
+    "a content that is no JSON": "UPDATE entries SET content = '{' || content WHERE kind = 'batch' AND number < 4",
+    "a content that is no text": "UPDATE entries SET content = CAST(X'7BFF' AS TEXT) WHERE number BETWEEN 2 AND 3",
+    "a content of another kind": "UPDATE entries SET content = '[3]' WHERE kind = 'batch' AND number < 4",
+    "a kind that there is not": "UPDATE entries SET kind = 'bbtch' WHERE kind = 'batch' AND number < 4",
+    "a name of a file that is none": "UPDATE files SET name = replace(hex(zeroblob(150)), '00', 'ab')",
+    "a name of a file that is no text": "UPDATE files SET name = CAST(X'61FF' AS TEXT)",
+    "facts that are no JSON": "UPDATE about SET facts = '{' || facts",
+    "facts of another kind": "UPDATE about SET facts = '[1]'",
+    "facts without a study": "UPDATE about SET facts = replace(facts, '\"tags\"', '\"tagz\"')",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED.keys())
+def test_what_a_disk_changed_in_a_file_is_named_kept_and_holds_up_no_other(
+    faulty: Faulty, tmp_path: Path, study: str, change: str
+) -> None:
+    connection = through(faulty, tmp_path)
+    leave_behind(faulty, connection, study, tmp_path)
+    (changed,) = spool_files(connection.workspace.spool)
+    with closing(sqlite3.connect(changed)) as base, base:
+        assert base.execute(change).rowcount
+    run = leave_behind(faulty, connection, study, tmp_path)
+    faulty.mood = "ok"
+    left = send_left_behind(connection, connection.workspace.spool)
+    assert left.stopped == ""
+    assert left.refused
+    assert {changed.name in line for line in left.refused} == {True}
+    assert spool_files(connection.workspace.spool) == [changed]
     with Tracking.open(connection, study, tags(study)) as tracking:
         check_all(connection, tracking.find_run(run.id), tmp_path)
 

@@ -1,13 +1,17 @@
 """Checkpoint files themselves: what is damaged, what is another's, what is no file; resuming is in test_trainer.py."""
 
+import errno
 import hashlib
 import io
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from xray_opt.errors import TrainingError
-from xray_opt.trainer.checkpoint import Checkpoint
+from xray_opt.errors import DiskFault, TrainingError
+from xray_opt.trainer.checkpoint import Checkpoint, discard_checkpoint
 
 IDENTITY = {"lora.rank": "4", "format": "1"}
 
@@ -95,10 +99,81 @@ def test_a_lack_of_memory_is_no_damage(checkpoint, said, monkeypatch, error):
     assert said == []
 
 
-def test_a_folder_that_may_not_be_searched_is_one_line(checkpoint, monkeypatch):
-    def refused(path):
+def test_a_folder_that_may_not_be_searched_says_nothing_of_the_training(checkpoint, monkeypatch):
+    """The trial is handed back, not failed, as where the folder may not be written."""
+
+    def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(type(checkpoint.path), "exists", refused)  # root may search every folder
-    with pytest.raises(TrainingError, match=r"cannot read checkpoint .*trial: Permission denied; mend that"):
+    monkeypatch.setattr(type(checkpoint.path), "read_bytes", refused)  # root may search every folder
+    with pytest.raises(DiskFault, match=r"cannot use checkpoint .*trial: Permission denied; nothing is lost"):
         checkpoint.load()
+
+
+def test_a_damaged_one_on_a_read_only_disk_says_nothing_of_the_training(checkpoint, monkeypatch):
+    def refused(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    checkpoint.path.write_bytes(b"damaged")
+    monkeypatch.setattr(type(checkpoint.path), "unlink", refused)
+    with pytest.raises(DiskFault, match="Read-only file system; nothing is lost"):
+        checkpoint.load()
+
+
+def test_two_writers_at_once_leave_a_whole_checkpoint(checkpoint, said):
+    """A worker that hung for so long that its trial was taken over, and wakes, writes beside the other one."""
+    others = [Checkpoint(checkpoint.path, IDENTITY, said.append) for _ in range(4)]
+
+    def write(one):
+        for epoch in range(3, 30):
+            one.save({"epoch": epoch, "bulk": torch.zeros(2000)})
+
+    threads = [threading.Thread(target=write, args=(one,)) for one in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert checkpoint.load()["epoch"] == 29
+    checkpoint.path.unlink()
+    assert checkpoint.load()["epoch"] > 2
+    assert said == []
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == ["trial.previous"]
+
+
+def test_what_was_discarded_meanwhile_ends_no_writer(checkpoint, monkeypatch):
+    """Whoever took a trial over has ended it, while a worker that hung writes."""
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (real(handle), discard_checkpoint(checkpoint.path)))
+    checkpoint.save({"epoch": 3})
+    assert checkpoint.load() is None
+
+
+def test_it_goes_on_from_the_best_of_the_earlier_ones_which_are_asked_for_only_then(checkpoint, tmp_path, said):
+    asked = []
+
+    def earlier():
+        asked.append(1)
+        yield tmp_path / "nowhere"
+        yield checkpoint.path
+
+    own = Checkpoint(tmp_path / "own", IDENTITY, said.append, earlier)
+    assert own.load()["epoch"] == 2
+    assert own.found == checkpoint.path
+    checkpoint.path.write_bytes(b"damaged")
+    assert own.load()["epoch"] == 1
+    own.save({"epoch": 3})
+    assert (own.load()["epoch"], len(asked)) == (3, 2)
+    assert checkpoint.load()["epoch"] == 1  # which is only read
+
+
+def test_a_disk_that_fails_under_the_newest_gives_the_one_before(checkpoint, said, monkeypatch):
+    real = Path.read_bytes
+
+    def fails(path):
+        if path == checkpoint.path:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    assert checkpoint.load()["epoch"] == 1
+    assert "cannot be read (Input/output error); going back" in said[0]

@@ -422,9 +422,9 @@ def test_only_memory_is_taken_for_memory():
     """A capture ends with whatever leaving it raised; what it broke off with stands behind."""
     memory, later = torch.OutOfMemoryError("out"), RuntimeError("operation failed due to a previous error")
     later.__context__ = memory
-    assert graphed._out_of_memory(later) is memory
-    assert graphed._out_of_memory(memory) is memory
-    assert graphed._out_of_memory(RuntimeError("other")) is None
+    assert graphed._shortage(later) is memory
+    assert graphed._shortage(memory) is memory
+    assert graphed._shortage(RuntimeError("other")) is None
 
 
 @pytest.fixture

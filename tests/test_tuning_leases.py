@@ -28,6 +28,7 @@ from xray_opt.tuning import (
     require_idle,
     storage_url,
 )
+from xray_opt.tuning.claims import Claims
 from xray_opt.tuning.leases import Watch, beating
 from xray_opt.tuning.owners import at_work, this_worker
 from xray_opt.tuning.reaping import failed
@@ -211,6 +212,29 @@ def test_signs_of_life_are_given_while_a_trial_runs_and_survive_a_fault_of_the_s
     assert BEAT not in read_study("fast", workspace).trials[0].notes
 
 
+def test_signs_of_life_are_given_while_a_trial_is_drawn_under_the_lock(workspace, monkeypatch):
+    """A slow sampler, or a machine that is busy; the others must not take the trial for lost."""
+    beats, real = [], optuna.Trial.suggest_float
+
+    def slow(trial, *arguments, **options):
+        watch = Watch(Lease(0.05, 20))
+
+        def beaten():
+            held = loaded(workspace).get_trials(states=(optuna.trial.TrialState.RUNNING,))
+            watch.look(held)
+            assert not watch.is_dead(held[0])
+            beats.append(held[0].user_attrs.get(BEAT, 0))
+            return beats[-1] > 3
+
+        wait_until(beaten, 60)
+        return real(trial, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Trial, "suggest_float", slow)
+    tally = opened(workspace).tune(half, 1, lease=Lease(0.05, 60))
+    assert (tally.complete, tally.failed) == (1, 0)
+    assert max(beats) > 3
+
+
 def test_the_thread_ends_with_its_trial(workspace):
     opened(workspace)
     trial, before = elsewhere(workspace), set(threading.enumerate())
@@ -310,13 +334,15 @@ def test_the_trial_of_a_killed_worker_out_of_sight_is_resumed(workspace):
     wait_until((workspace.root / "inside").exists, 120)
     with pytest.raises(StudyError, match="trial 0 runs in process"):
         require_idle("fast", workspace)
+    with pytest.raises(StudyError, match="up to 2 trials, not 1"):  # it gives signs of life
+        opened(workspace).tune(half, 1, lease=Lease(0.05, 30))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     seen = []
     tally = opened(workspace).tune(lambda trial: seen.append(trial) or Outcome(0.5), 1, lease=SHORT)
     (lost, resumed) = read_study("fast", workspace).trials
     assert (tally.complete, lost.reason, lost.intermediate) == (1, "worker-lost", {1: 0.25})
-    assert (seen[0].retry_of, seen[0].checkpoint.name, resumed.params) == (0, "trial-00000.pt", lost.params)
+    assert (seen[0].retry_of, list(seen[0].earlier), resumed.params) == (0, [0], lost.params)
 
 
 def test_a_study_at_work_is_not_deleted_unless_by_force_and_its_worker_says_so(workspace):
@@ -407,3 +433,63 @@ def test_a_storage_that_fails_in_mid_claim_has_no_lost_trial_untold(workspace, m
     monkeypatch.setattr(RDBStorage, "create_new_trial", shaky)
     assert study.tune(half, 1, lost=lambda record: told.append(record.number)).complete == 1
     assert told == [dead.number]
+
+
+def test_a_dead_workers_trial_is_found_while_all_others_are_in_long_ones(workspace):
+    """No claim comes for hours: the call itself looks."""
+    worker = Worker(opened(workspace), 3, Lease())
+    assert worker.inside.wait(300)
+    dead, told, said = loaded(workspace).ask(), [], []
+    dead.suggest_float("optimizer.learning_rate", 1e-5, 1e-2, log=True)
+    empty = loaded(workspace).ask()
+    with opened(workspace).reaping(lambda record: told.append(record.number), said.append, SHORT):
+        wait_until(lambda: states(workspace) == ["RUNNING", "FAIL", "FAIL", "WAITING"] and len(told) == 2)
+    assert told == [1, empty.number]
+    assert said == [
+        "the worker of trial 1 is lost; the trial is queued again",
+        "the worker of trial 2 is lost; the trial is tried no more",
+    ]
+    wait_until(lambda: "xray-opt-reaper" not in {thread.name for thread in threading.enumerate()}, 30)
+    worker.end()
+    assert states(workspace) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert read_study("fast", workspace).trials[3].notes["retry_of"] == 1
+
+
+def test_who_waits_looks_without_the_lock(workspace, monkeypatch):
+    """The lock is everybody's: those who have something to do would wait for those who have not."""
+    worker = Worker(opened(workspace), 1, Lease())
+    assert worker.inside.wait(300)
+    locks, looks = [], []
+    lock, look = Claims.lock, Claims.is_worth_a_try
+    monkeypatch.setattr(Claims, "lock", lambda self: (locks.append(1), lock(self))[1])
+    monkeypatch.setattr(Claims, "is_worth_a_try", lambda self, *rest: (looks.append(1), look(self, *rest))[1])
+    waiting = threading.Thread(target=lambda: opened(workspace).tune(half, 1, lease=Lease(0.02, 60)), daemon=True)
+    waiting.start()
+    wait_until(lambda: len(looks) > 20)
+    assert len(locks) < 4  # to begin, and one claim
+    worker.end()
+    waiting.join(300)
+    assert not waiting.is_alive()
+
+
+def test_a_call_for_another_total_beside_one_at_work_is_refused(workspace):
+    """Less would register the best of a few as champion, more would go on when the others have ended."""
+    early = [opened(workspace).begin(total) for total in (2, 5)]  # nobody is at work yet
+    worker = Worker(opened(workspace), 5, Lease())
+    assert worker.inside.wait(300)
+    wanted = rf"up to 5 trials, not \d \(trial 0, process {os.getpid()} on host .*: join them with --trials 5"
+    for total in (2, 7):
+        with pytest.raises(StudyError, match=wanted):
+            opened(workspace).begin(total)
+    with pytest.raises(StudyError, match=wanted):  # it began before the other one had a trial
+        opened(workspace).tune(half, 2, crew=early[0])
+    assert states(workspace) == ["RUNNING"], "no trial was taken"
+    opened(workspace).begin(5)
+    late = threading.Thread(target=lambda: opened(workspace).tune(half, 5, crew=early[1]), daemon=True)
+    late.start()
+    wait_until(lambda: states(workspace).count("COMPLETE") == 4)
+    worker.end()
+    late.join(300)
+    assert states(workspace) == ["COMPLETE"] * 5
+    opened(workspace).tune(half, 7)  # nobody is at work any more
+    assert len(states(workspace)) == 7

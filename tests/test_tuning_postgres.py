@@ -14,7 +14,6 @@ import time
 
 import pytest
 import sqlalchemy
-from postgres_server import postgres
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
@@ -26,15 +25,9 @@ NUMBERS = itertools.count()
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server():
-    with postgres() as server:
-        yield server
-
-
 @pytest.fixture
-def study(server):
-    url = server.database(f"study_{next(NUMBERS)}")
+def study(postgresql):
+    url = postgresql.database(f"study_{next(NUMBERS)}")
     space = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
     return StudyConfig("fast", space=space, sampler=SamplerConfig("random"), pruner=PrunerConfig("none"), storage=url)
 
@@ -104,7 +97,9 @@ def test_a_killed_worker_loses_neither_its_trial_nor_the_lock(workspace, study):
     assert (resumed.notes["retry_of"], resumed.params) == (1, lost.params)
 
 
-def test_a_worker_that_begins_and_one_between_two_trials_wait_for_a_database_that_restarts(workspace, study, server):
+def test_a_worker_that_begins_and_one_between_two_trials_wait_for_a_database_that_restarts(
+    workspace, study, postgresql
+):
     said = []
     opened = open_study(study, workspace, "d" * 64, said.append)
     patient = storage_patience(workspace, study.storage, said.append)
@@ -114,8 +109,8 @@ def test_a_worker_that_begins_and_one_between_two_trials_wait_for_a_database_tha
         lambda: opened.is_at_work(),
         lambda: patient(lambda: open_study(study, workspace, "d" * 64)).notes["seen"],
     ):
-        server.control("stop", "-m", "immediate")
-        back = threading.Timer(1.0, server.control, ["start"])
+        postgresql.control("stop", "-m", "immediate")
+        back = threading.Timer(1.0, postgresql.control, ["start"])
         back.start()
         try:
             result = action()
@@ -126,12 +121,12 @@ def test_a_worker_that_begins_and_one_between_two_trials_wait_for_a_database_tha
     assert len([line for line in said if " is away (" in line and line.endswith("; waiting up to 60 s")]) == 4
 
 
-def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, server):
+def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, postgresql):
     away, said = threading.Event(), []
 
     def back():
         assert away.wait(300)
-        server.control("start")
+        postgresql.control("start")
 
     def say(line):
         said.append(line)
@@ -140,7 +135,7 @@ def test_a_database_that_is_away_in_mid_trial_costs_nothing(workspace, study, se
     def objective(trial):
         trial.report(1, 0.25)
         if trial.number == 1:
-            server.control("stop", "-m", "immediate")
+            postgresql.control("stop", "-m", "immediate")
         trial.report(2, 0.5)
         return Outcome(0.5)
 
@@ -195,7 +190,7 @@ def test_the_lock_is_of_one_study_and_of_one_holder(study):
     assert order == ["other", "first", "second"]
 
 
-def test_a_server_that_is_away_or_has_no_driver_is_one_line(workspace, server, tmp_path):
+def test_a_server_that_is_away_or_has_no_driver_is_one_line(workspace, postgresql, tmp_path):
     with pytest.raises(StudyError, match="nothing is lost, run the same command again") as caught:
         list_studies(workspace, f"postgresql+psycopg://me:secret@/db?host={tmp_path}")
     assert "secret" not in str(caught.value)

@@ -3,6 +3,7 @@
 Needs grpcio; those on PostgreSQL need that too; skipped where either is missing.
 """
 
+import asyncio
 import itertools
 import os
 import signal
@@ -14,7 +15,6 @@ import time
 
 import optuna
 import pytest
-from postgres_server import postgres
 from proxy_server import proxy
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
@@ -32,7 +32,7 @@ from xray_opt.tuning import (
 )
 from xray_opt.tuning.locks import sole_lock, study_lock
 from xray_opt.tuning.storage import Patience, open_storage
-from xray_opt.tuning.urls import StorageAway
+from xray_opt.tuning.urls import LockLost, StorageAway
 
 NUMBERS = itertools.count()
 SPACE = (Parameter("optimizer.learning_rate", "float", low=1e-5, high=1e-2, log=True),)
@@ -59,12 +59,6 @@ def database(tmp_path):
 @pytest.fixture
 def front(tmp_path, database):
     with proxy(database, tmp_path, "(0.1, 60)") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres() as server:
         yield server
 
 
@@ -208,7 +202,7 @@ def test_a_dead_holders_lock_is_free(front, workspace):
 def test_nothing_is_written_under_a_lock_that_was_lost(front, workspace, database):
     opened = open_study(study_of(front.url), workspace, "d" * 64)
     storage, study_id = opened._study._storage, opened._study._study_id
-    with pytest.raises(optuna.exceptions.StorageInternalError), study_lock(storage, "fast"):  # noqa: PT012
+    with pytest.raises(LockLost), study_lock(storage, "fast"):  # noqa: PT012
         front.kill()
         front.start()
         with (
@@ -317,8 +311,8 @@ def test_a_proxy_address_without_port_is_the_usual_one():
 
 
 @pytest.mark.slow
-def test_four_workers_on_postgresql_one_killed_end_with_exactly_the_asked_number(server, workspace):
-    database, total = server.database(f"proxied_{next(NUMBERS)}"), 23
+def test_four_workers_on_postgresql_one_killed_end_with_exactly_the_asked_number(postgresql, workspace):
+    database, total = postgresql.database(f"proxied_{next(NUMBERS)}"), 23
     with proxy(database, workspace.root) as front:
         workers = {name: worker(workspace, front.url, total, hold=5, name=name) for name in "0123"}
         for name in workers:
@@ -339,14 +333,14 @@ def test_four_workers_on_postgresql_one_killed_end_with_exactly_the_asked_number
 
 
 @pytest.mark.slow
-def test_a_database_that_restarts_behind_the_proxy_costs_nothing(server, workspace):
-    with proxy(server.database(f"proxied_{next(NUMBERS)}"), workspace.root) as front:
+def test_a_database_that_restarts_behind_the_proxy_costs_nothing(postgresql, workspace):
+    with proxy(postgresql.database(f"proxied_{next(NUMBERS)}"), workspace.root) as front:
 
         def objective(trial):
             trial.report(1, 0.25)
             if trial.number == 1:
-                server.control("stop", "-m", "immediate")
-                threading.Timer(1.0, server.control, ("start",)).start()
+                postgresql.control("stop", "-m", "immediate")
+                threading.Timer(1.0, postgresql.control, ("start",)).start()
             trial.report(2, 0.5)
             return Outcome(0.5)
 
@@ -355,3 +349,52 @@ def test_a_database_that_restarts_behind_the_proxy_costs_nothing(server, workspa
         trials = read_study("fast", workspace, front.url).trials
         assert [dict(trial.intermediate) for trial in trials] == [{1: 0.25, 2: 0.5}] * 3
         assert not [line for line in front.lines if "Traceback" in line]
+
+
+class Trembling:
+    """A reaper that fails in ways that nobody thought of, and finds two suspects all the time."""
+
+    def __init__(self):
+        self.looks, self.reaped = 0, []
+
+    def suspects(self):
+        self.looks += 1
+        if self.looks in (2, 3):
+            raise ValueError("nobody thought of this")
+        return ["stuck", "free"]
+
+    def reap(self, name):
+        self.reaped.append(name)
+        if self.looks == 1:
+            raise ZeroDivisionError("nor of this")
+
+
+def test_no_fault_ends_the_proxys_look_for_lost_workers_and_no_study_holds_up_another(database):
+    pytest.importorskip("grpc", reason="no grpcio here: install the extra grpc")
+    from xray_opt.tuning import serving
+
+    said, reaper = [], Trembling()
+
+    async def look():
+        locks = serving.Locks(serving.open_database(database))
+        await locks._lines["stuck"].acquire()  # somebody holds its lock, and hangs
+        looking = asyncio.create_task(serving._Reaping(reaper, locks, said.append).go_on(0.05))
+        while reaper.looks < 6 or len(reaper.reaped) < 3:
+            await asyncio.sleep(0.02)
+        assert not looking.done()
+        looking.cancel()
+
+    asyncio.run(asyncio.wait_for(look(), LONG))
+    assert set(reaper.reaped) == {"free"}
+    assert "cannot look for lost workers (nobody thought of this); trying again" in said
+    assert len(said) <= 2
+
+
+def test_a_holder_that_hangs_loses_its_lock_to_the_next_in_line(front, monkeypatch):
+    monkeypatch.setattr("xray_opt.tuning.locks.STUCK", 0.0)  # it gives no sign of life
+    with (
+        pytest.raises(LockLost, match=r"the lock of fast in storage grpc://.* was lost"),
+        study_lock(open_storage(front.url), "fast", hold=0.5),
+        study_lock(open_storage(front.url), "fast"),
+    ):
+        pass

@@ -10,9 +10,11 @@ import optuna
 import pytest
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace, override
-from xray_opt.errors import ConfigError, StudyError
+from xray_opt.errors import ConfigError, StudyError, one_line
 from xray_opt.tuning import (
     Outcome,
+    StudyRecord,
+    TrialRecord,
     annotate,
     delete_study,
     importances,
@@ -50,6 +52,21 @@ def run(workspace, study=STUDY, total=6):
         return Outcome(trial.params["optimizer.learning_rate"])
 
     return open_study(study, workspace, "d" * 64).tune(objective, total)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_refused(url):
+    """A study there would be lost with its call, and slots would not find it."""
+    with pytest.raises(ConfigError, match="in memory") as caught:
+        open_storage(url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_port_that_is_none_is_refused(port):
+    """gRPC would count on from 0, and ask whoever is there."""
+    with pytest.raises(ConfigError, match="from 1 to 65535"):
+        open_storage(f"grpc://localhost:{port}")
 
 
 def test_suggestions_have_their_types_and_bounds():
@@ -254,6 +271,8 @@ def test_another_storage_than_the_default_can_be_looked_at(workspace):
 
 def test_unusable_storages_are_one_line_without_the_password(workspace):
     assert "secret" not in masked("postgresql+psycopg2://me:secret@host/db")
+    assert "secret" not in masked("postgresql://me/you:secret@host/db"), "to SQLAlchemy that is no login"
+    assert one_line(ValueError('invalid sslmode: "odd?password=secret"')) == 'invalid sslmode: "odd?password=***"'
     with pytest.raises(ConfigError, match="only sqlite and postgresql"):
         open_storage("mysql://me:secret@host/db")
     with pytest.raises(ConfigError, match="must be a URL"):
@@ -307,3 +326,31 @@ def test_the_dashboard_knows_the_metric_by_name(workspace):
 def test_a_new_database_is_made_with_its_folder(workspace):
     run(workspace, total=1)
     assert os.path.isfile(workspace.study_database)
+
+
+def trial_record(number, state, reason=None, **notes):
+    return TrialRecord(number, state, {}, None, {}, notes, None, None, reason)
+
+
+def test_a_checkpoint_is_needed_until_a_trial_and_all_that_resume_it_are_over():
+    lost = ("FAIL", "worker-lost")
+    chain = [trial_record(0, *lost), trial_record(1, *lost, retry_of=0, retries=1), trial_record(2, "COMPLETE")]
+    for last, needed in [
+        (trial_record(3, "RUNNING", retry_of=1, retries=2), {0, 1, 3}),
+        (trial_record(3, *lost, retry_of=1, retries=2), set()),  # given up
+        (trial_record(3, "FAIL", "interrupted", retry_of=1, retries=2), {0, 1, 3}),
+        (trial_record(3, "PRUNED", retry_of=1, retries=2), set()),
+        (trial_record(3, "FAIL", "nan", retry_of=1, retries=2), set()),
+    ]:
+        assert StudyRecord("s", (*chain, last), {}).resumable() == needed
+    assert StudyRecord("s", tuple(chain[:1]), {}).resumable() == {0}
+
+
+def test_studies_of_one_name_in_two_storages_share_no_checkpoint(tmp_path):
+    paths = set()
+    for number in range(2):
+        study = replace(STUDY, storage=f"sqlite:///{tmp_path}/{number}.db")
+        opened = open_study(study, Workspace(tmp_path), "d" * 64)
+        opened.tune(lambda trial: paths.add(trial.checkpoint) or Outcome(0.5), 1)
+    assert len(paths) == 2
+    assert len({path.parent for path in paths}) == 1

@@ -205,7 +205,7 @@ def test_ctrl_c_marks_the_trial_and_the_next_call_resumes_it(workspace):
     seen = []
 
     def objective(trial):
-        seen.append((trial.number, dict(trial.params), trial.checkpoint, trial.retry_of))
+        seen.append((trial.number, dict(trial.params), trial.checkpoint, trial.retry_of, dict(trial.earlier)))
         if len(seen) == 3:
             trial.report(1, 0.5)
             raise KeyboardInterrupt
@@ -218,21 +218,23 @@ def test_ctrl_c_marks_the_trial_and_the_next_call_resumes_it(workspace):
     assert "RUNNING" not in states
     tally = opened(workspace).tune(objective, 4)
     assert (tally.complete, tally.failed) == (4, 1)
-    (number, params, checkpoint, _), resumed = seen[2], seen[3]
-    assert resumed[1:] == (params, checkpoint, number)
+    (number, params, checkpoint, *_), resumed = seen[2], seen[3]
+    # Its own file beside that of the trial that it resumes, whose worker may live still.
+    assert resumed[1:] == (params, checkpoint.with_name(resumed[2].name), number, {number: checkpoint})
+    assert resumed[2] != checkpoint
 
 
 def test_an_interrupted_trial_may_be_interrupted_any_number_of_times(workspace):
-    checkpoints = set()
+    seen = []
 
     def objective(trial):
-        checkpoints.add(trial.checkpoint)
+        seen.append((trial.checkpoint, list(trial.earlier.values())))
         raise KeyboardInterrupt
 
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             opened(workspace).tune(objective, 1)
-    assert len(checkpoints) == 1
+    assert [earlier for _, earlier in seen] == [[own for own, _ in seen[:number]][::-1] for number in range(5)]
     assert opened(workspace).tune(smooth, 1).complete == 1
 
 
@@ -321,20 +323,23 @@ def test_a_store_that_is_away_interrupts_the_trial_and_the_next_start_resumes_it
     ended, lost, seen = [], [], []
 
     def objective(trial):
-        seen.append((dict(trial.params), trial.checkpoint, trial.retry_of))
+        seen.append(trial)
         if len(seen) == 2:
             trial.report(1, 0.5)
             raise away
         return Outcome(0.5)
 
     with pytest.raises(type(away), match=str(away)):
-        opened(workspace).tune(objective, 3, ended=lambda record, checkpoint: ended.append((record, checkpoint)))
-    record, checkpoint = ended[-1]
+        opened(workspace).tune(objective, 3, ended=lambda record, kept: ended.append((record, kept)))
+    record, kept = ended[-1]
     assert (record.state, record.reason, record.message) == ("FAIL", "interrupted", str(away))
-    assert checkpoint == seen[1][1]
+    assert kept == {1: seen[1].checkpoint}
     tally = opened(workspace).tune(objective, 3, lost=lambda record: lost.append((record.number, record.reason)))
     assert (tally.complete, tally.failed, lost) == (3, 1, [(1, "interrupted")])
-    assert seen[2] == (*seen[1][:2], 1)
+    resumed = seen[2]
+    assert (resumed.params, resumed.retry_of) == (seen[1].params, 1)
+    assert resumed.earlier == {1: seen[1].checkpoint}
+    assert resumed.checkpoint != seen[1].checkpoint
 
 
 def test_what_cannot_be_told_when_a_store_is_away_does_not_hide_the_first_error(workspace):
@@ -378,7 +383,7 @@ def test_a_storage_that_stays_away_is_one_line_and_the_trial_is_resumed(workspac
             opened(workspace).tune(smooth, 1)
     seen = []
     tally = opened(workspace).tune(lambda trial: seen.append(trial) or Outcome(0.5), 1)
-    assert (tally.complete, tally.failed, seen[0].retry_of, seen[0].checkpoint.name) == (1, 1, 0, "trial-00000.pt")
+    assert (tally.complete, tally.failed, seen[0].retry_of, list(seen[0].earlier)) == (1, 1, 0, [0])
 
 
 def test_notes_that_are_no_json_fail_their_trial_alone(workspace):

@@ -24,8 +24,7 @@ is given a workspace takes the variables of that workspace's ``.env`` first; tho
 ``report``             a study's evidence as a page, and a model card
 ``evaluate``           score a model on a split or on other films
 ``explain``            a sheet of films with heat maps
-``predict``            probabilities of films
-``predict_patients``   probabilities of the patients whose films they are
+``predict``            probabilities of films; ``.patients()`` of it: of those whose films they are
 ``promote``            make a version the champion
 ``rollback``           give the champion back to the version that had it before
 ``champion_moves``     who moved the champion, when and why
@@ -91,7 +90,6 @@ report = _with_environment(reporting.report)
 evaluate = _with_environment(scoring.evaluate)
 explain = _with_environment(scoring.explain)
 predict = _with_environment(scoring.predict)
-predict_patients = _with_environment(scoring.predict_patients)
 promote = _with_environment(scoring.promote)
 rollback = _with_environment(scoring.rollback)
 champion_moves = _with_environment(scoring.champion_moves)
@@ -131,7 +129,6 @@ __all__ = [
     "migrate",
     "override",
     "predict",
-    "predict_patients",
     "prepared",
     "promote",
     "report",

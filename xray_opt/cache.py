@@ -1,18 +1,22 @@
 """Films decoded once into a uint8 grey memory map, keyed by manifest and side; what training reads.
 
 Films of the sealed test split are neither opened nor kept. The cache lies in one folder: ``pixels.npy`` (N, side, side)
-and ``cache.json`` with its SHA-256. It is built under a temporary name and renamed: a kill leaves no half cache.
+and ``cache.json`` with its SHA-256. It is built under a temporary name and renamed: a kill leaves no half cache. Where
+hosts share the folder and its disk knows no locks, several may build one at once: the first one is used by all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,6 +31,8 @@ from xray_opt.errors import BadFilm, DataError
 
 Progress = Callable[[int, int], None]
 FORMAT = 2
+#: Seconds after which what another host builds counts as left behind.
+OLD = 24 * 3600.0
 #: The cache is so many times the training side, so that crops stay sharp.
 FACTOR = 1.5
 
@@ -117,7 +123,6 @@ def _open(manifest: Manifest, side: int, caches: Path, progress: Progress | None
             # Another process may have built it while this one waited: only who holds the lock may remove one.
             found = _whole(folder, manifest, side)
             if found is None:
-                shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, manifest, side, progress)
                 found = _whole(folder, manifest, side)
     if found is None:
@@ -127,14 +132,16 @@ def _open(manifest: Manifest, side: int, caches: Path, progress: Progress | None
 
 @contextlib.contextmanager
 def _locked(caches: Path) -> Iterator[None]:
-    """One builder a workspace at a time; the system lets go of the lock when a process dies, however it dies."""
+    """One builder a workspace and host at a time, over all hosts where the disk knows locks of folders (NFS does not);
+    the system lets go of the lock when a process dies, however it dies."""
     try:
         caches.mkdir(parents=True, exist_ok=True)
         handle = os.open(caches, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise DataError(f"cannot write the cache {caches}: {error.strerror or error}; free some space") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -155,7 +162,7 @@ def _whole(folder: Path, manifest: Manifest, side: int) -> NDArray[np.uint8] | N
 
 
 def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | None) -> None:
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part = folder.with_name(f".{folder.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         _sweep(folder.parent)
         part.mkdir()
@@ -165,7 +172,7 @@ def _build(folder: Path, manifest: Manifest, side: int, progress: Progress | Non
         for file in part.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        part.rename(folder)
+        _move(part, folder, manifest, side)
     except OSError as error:
         raise DataError(f"cannot write the cache {folder}: {error.strerror or error}; free some space") from error
     finally:
@@ -196,10 +203,56 @@ def _square(root: Path, film: Film, side: int) -> NDArray[np.uint8]:
         raise DataError(f"{film.path} cannot be decoded any more ({error}); run xray-opt data prepare again") from error
 
 
+def _move(part: Path, folder: Path, manifest: Manifest, side: int) -> None:
+    """Put what was built in its place; a whole one that another host put there meanwhile is as good, and stays."""
+    try:
+        part.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if _whole(folder, manifest, side) is None:  # it is damaged
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+
+
 def _sweep(caches: Path) -> None:
-    """Remove what killed builders left; who calls this holds the lock, so every part is one."""
+    """Remove what killed builders left: of this host, whose living ones the lock keeps out or are seen, and old ones of
+    others, who may be building still."""
     for part in caches.glob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+        host, _, pid = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")[0].rpartition("-")
+        if (host == _host() and not _lives(pid)) or time.time() - _changed(part) > OLD:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _host() -> str:
+    """This host and its view of processes, in eight characters: containers of one name have different ones."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        sight = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        sight = socket.gethostname()
+    return hashlib.sha256(sight.encode()).hexdigest()[:8]
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process of this host runs; this one builds nothing while it sweeps."""
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _changed(part: Path) -> float:
+    """When something was last written below a folder, by this host's clock; now where it is gone."""
+    try:
+        return max(file.stat().st_mtime for file in (part, *part.iterdir()))
+    except OSError:
+        return time.time()
 
 
 def _sha256(file: Path) -> str:

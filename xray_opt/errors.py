@@ -10,7 +10,8 @@
     ├── TrainingError         5   a training run ended without a result; ``reason`` names the kind
     │   ├── NotFinite             reason ``nan``
     │   └── OutOfMemory           reason ``oom``
-    ├── StudyError            6   the search: changed rules, too many failed trials
+    ├── StudyError            6   the search: changed rules, its storage is away
+    │   └── TooManyFailures  11   so many trials failed that the next ones would: mend the cause first
     ├── TrackingError         7   MLflow: tracking server, registry
     │   ├── StoreAway             it does not answer, or not now: the same may work later
     │   └── AccessRefused         it wants another login
@@ -25,7 +26,14 @@ the exit code, once. Ctrl-C exits with 130.
 
 from __future__ import annotations
 
+import errno
+import re
 import reprlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class XrayError(Exception):
@@ -87,9 +95,15 @@ class OutOfMemory(TrainingError):
 
 
 class StudyError(XrayError):
-    """The search cannot go on: its rules changed, or too many trials failed."""
+    """The search cannot go on: its rules changed, or its storage is away."""
 
     exit_code = 6
+
+
+class TooManyFailures(StudyError):
+    """So many trials failed that the next ones would as well: to start again at once, as schedulers do, is no help."""
+
+    exit_code = 11
 
 
 class TrackingError(XrayError):
@@ -136,6 +150,28 @@ class Pruned(Exception):
         self.epoch = epoch
 
 
+#: What the system says of a disk that refuses: full, read-only, over its quota, failing, gone from its server, closed.
+REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EACCES)
+
+
+@contextmanager
+def disk_refusals() -> Iterator[None]:
+    """Turn what the system says of a disk that refuses into one line, wherever in the block it was met.
+
+    Raises:
+        DiskFault: it refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = "a disk" if error.filename is None else str(error.filename)
+        raise DiskFault(
+            f"cannot use {where}: {error.strerror}; free some space or check permissions, and run it again"
+        ) from error
+
+
 def printable(text: str) -> str:
     """``text`` on one line: line breaks and tabs as spaces, whatever else a terminal would not print as an escape."""
     if text.isprintable():
@@ -146,9 +182,17 @@ def printable(text: str) -> str:
     )
 
 
+#: A password among options, as drivers repeat them.
+_PASSWORD = re.compile(r"(?i)(password(?:=|%3D))[^&\s\"')]+")
+
+
 def one_line(error: BaseException, most: int = 160) -> str:
-    """What another library's error says, on one line of at most so many characters; its class where it says nothing."""
-    return printable(" ".join(str(error).split()))[:most] or type(error).__name__
+    """What another library's error says, on one line of at most so many characters; its class where it says nothing.
+
+    Passwords that stand there as options are left out.
+    """
+    said = _PASSWORD.sub(r"\1***", " ".join(str(error).split()))
+    return printable(said)[:most] or type(error).__name__
 
 
 def shortened(text: str, most: int = 80) -> str:

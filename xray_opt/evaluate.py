@@ -22,6 +22,7 @@ from xray_opt.cache import Split
 from xray_opt.calibration import Calibration, calibrate, probability
 from xray_opt.dataset import decode, to_square
 from xray_opt.errors import BadFilm, OutOfMemory
+from xray_opt.faults import SHORTAGES, out_of_memory
 from xray_opt.feed import feed
 from xray_opt.metrics import Scores, scores
 
@@ -159,6 +160,8 @@ def _try_batch(
         else:
             pixels = torch.from_numpy(films[indices]).to(device)
         answer = logits(network, plain(pixels, image_size))
-    except torch.OutOfMemoryError:
+    except SHORTAGES as error:
+        if not out_of_memory(error):
+            raise
         return None
     return answer.float().cpu().double().numpy()

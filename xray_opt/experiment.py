@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from xray_opt.config import Config
 from xray_opt.dataset import Pseudonyms
 from xray_opt.evaluate import Assessment, assess, predict_logits
 from xray_opt.faults import device_faults, disk_faults
+from xray_opt.intervals import Interval, Patients, scored
+from xray_opt.ledger import keep_known
+from xray_opt.metrics import Cases
 from xray_opt.objectives import measure
 from xray_opt.tracking import Run, Tracking
 from xray_opt.trainer import Epoch, Trainer
@@ -42,6 +45,8 @@ class Result:
         epochs: every epoch, also those trained before a resume.
         assessment: fp32 validation scores of the saved adapter, at 0.5 and at its own threshold.
         second: what the job's objective measured, if it has one.
+        intervals: of F1 at 0.5 and AUC of these validation films (``f1``, ``auc``), over patients. That this training
+            may be the best of many they do not know.
         seconds: wall time from first film to last artifact.
     """
 
@@ -52,15 +57,18 @@ class Result:
     seconds: float
     was_waiting: bool = False
     second: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
     """One run to do: its settings, its place in the tracking, its checkpoint, and who watches.
 
-    ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint, ``started`` the run's id; ``keep`` is a
-    new folder for a copy of the adapter bundle and its base weights; ``objective`` is what else than F1 is measured
-    (see :mod:`xray_opt.objectives`) and logged as ``objective.NAME``.
+    ``earlier`` gives the checkpoints to go on from where it has none yet, see ``trainer.Trainer``; ``upload`` keeps its
+    own among the run's artifacts as well; ``watch`` sees every new epoch, ``replay`` those of a resumed checkpoint,
+    ``started`` the run's id; ``keep`` is a new folder for a copy of the adapter bundle, its base weights and what tells
+    its films; ``objective`` is what else than F1 is measured (see :mod:`xray_opt.objectives`) and logged as
+    ``objective.NAME``.
     """
 
     config: Config
@@ -68,6 +76,8 @@ class Job:
     params: Mapping[str, object]
     tags: Mapping[str, str]
     checkpoint: Path | None = None
+    earlier: Callable[[], Iterable[Path]] = tuple
+    upload: bool = False
     watch: Callable[[Epoch], None] = lambda epoch: None
     replay: Callable[[Epoch], None] = lambda epoch: None
     started: Callable[[str], None] = lambda run_id: None
@@ -87,16 +97,19 @@ def run_experiment(job: Job, images: Images, base: Base, tracking: Tracking, pse
     began = time.monotonic()
     with tracking.run(job.name, job.config, job.params, job.tags) as run, device_faults(), disk_faults():
         job.started(first := run.id)
-        trainer = Trainer(job.config, images, base, job.checkpoint, job.say)
+        trainer = Trainer(job.config, images, base, job.checkpoint, job.say, job.earlier)
         for epoch in trainer.resumed:
             run.log_epoch(epoch)
             job.replay(epoch)
         for epoch in trainer.epochs():
             run.log_epoch(epoch)
+            if job.upload and job.checkpoint is not None:
+                run.keep_checkpoint(job.checkpoint, epoch.number)
             job.watch(epoch)
-        assessment, second = _record(job, trainer, images, base, run, pseudonyms)
+        assessment, intervals, second = _record(job, trainer, images, base, run, pseudonyms)
         seconds = time.monotonic() - began
-        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds, run.id != first, second)
+        waited = run.id != first
+        return Result(run.id, trainer.best_epoch, trainer.history, assessment, seconds, waited, second, intervals)
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def save_best(trainer: Trainer, config: Config, images: Images, base: Base, fold
 
 def _record(
     job: Job, trainer: Trainer, images: Images, base: Base, run: Run, pseudonyms: Pseudonyms
-) -> tuple[Assessment, float | None]:
+) -> tuple[Assessment, dict[str, Interval], float | None]:
     """Save the best adapter, score what was saved in fp32, measure the second objective, log all."""
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         saved = save_best(trainer, job.config, images, base, Path(folder))
@@ -147,14 +160,17 @@ def _record(
     if job.keep is not None:
         save_bundle(saved.network, job.keep / ADAPTER_ARTIFACT, saved.bundle)
         save_base(base, job.keep / "base.safetensors")
+        keep_known(images.manifest, job.keep)
     probabilities = probability(saved.logits, saved.assessment.calibration.temperature)
     run.log_predictions(images.val.paths, images.val.labels, probabilities, pseudonyms)
     run.log_metrics(saved.metrics())
+    found = scored(Cases(images.val.labels, probabilities), Patients(images.val.groups), 0.5)
+    intervals = {name: found[name] for name in ("f1", "auc")}
     if job.objective is None:
-        return saved.assessment, None
+        return saved.assessment, intervals, None
     second = measure(job.objective, saved.network, saved.bundle, images, resolve_device(job.config.training.device))
     run.log_metrics({f"objective.{job.objective}": second})
-    return saved.assessment, second
+    return saved.assessment, intervals, second
 
 
 def _with_scores(draft: Bundle, assessment: Assessment, epoch: int) -> Bundle:

@@ -19,6 +19,7 @@ from torch import Tensor
 from xray_opt.cache import Images, Progress, Split, open_images
 from xray_opt.config import Config, Workspace
 from xray_opt.dataset import Manifest
+from xray_opt.faults import SHORTAGES, out_of_memory
 
 Indices = NDArray[np.int64]
 
@@ -52,7 +53,9 @@ class Feed:
         """All films on the device, none where another process took the memory meanwhile."""
         try:
             return torch.from_numpy(split.batch(np.arange(len(split)))).to(self.device)
-        except torch.OutOfMemoryError:
+        except SHORTAGES as error:
+            if not out_of_memory(error):
+                raise
             return None
 
     def take(self, indices: Indices) -> Tensor:

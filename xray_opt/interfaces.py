@@ -74,15 +74,20 @@ def serve_interfaces(
 
 
 def require_free(port: int, option: str, host: str = HOST) -> None:
-    """Raise XrayError if something listens on the port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise XrayError(
-                f"port {port} of {host} cannot be had ({error.strerror}); choose another with {option}"
-            ) from error
+    """Raise XrayError if something listens on the port already, or the machine has no such address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise XrayError(f"port {port} of {host} cannot be had ({why}); choose another with {option}") from error
+
+
+def address_of(host: str, port: int) -> str:
+    """``host:port`` as it stands in a URL: addresses of IPv6 have brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def mlflow_command(uri: str, workspace: Workspace, port: int) -> list[str]:

@@ -75,7 +75,7 @@ def best_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
     f1 = np.where(last_of_tie, 2 * hits / (truth.sum() + chosen), -1.0)
     best = int(np.argmax(f1))
     below = descending[best + 1] if best + 1 < values.size else 0.0
-    return float((descending[best] + below) / 2)
+    return _midway(float(descending[best]), float(below))
 
 
 def focal_losses(labels: ArrayLike, logits: ArrayLike, alpha: float, gamma: float) -> Floats:
@@ -185,7 +185,13 @@ def highest_threshold(labels: ArrayLike, probabilities: ArrayLike, sensitivity: 
     # The guard is for shares such as .95 · 20, which come out a little above 19.
     last = found[max(int(np.ceil(sensitivity * found.size - 1e-9)), 1) - 1]
     below = values[values < last]
-    return float((last + (below.max() if below.size else 0.0)) / 2)
+    return _midway(float(last), float(below.max()) if below.size else 0.0)
+
+
+def _midway(above: float, below: float) -> float:
+    """Between two probabilities, and never at the lower one: of neighbouring floats the middle is rounded."""
+    middle = (above + below) / 2
+    return middle if middle > below else above
 
 
 def _share(part: float, whole: float) -> float:

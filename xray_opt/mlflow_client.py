@@ -27,7 +27,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -43,6 +43,16 @@ QUICK, HURRIED = 10, 3
 #: MLflow's codes for "no such run, model, version or alias" and "somebody was faster".
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
+#: Tag of a run: the id of the one above it, which is its study's.
+PARENT_RUN = "mlflow.parentRunId"
+#: What requests says of a connection → what is told of it.
+TROUBLES = {
+    "certificate": "its certificate cannot be checked: set MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "[Tt]imed out|[Tt]imeout": "no answer in time",
+    "refused": "connection refused",
+    "resolve|not known": "its name is not known",
+    "Connection aborted|closed|reset": "it hangs up",
+}
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,24 @@ def speaking(uri: str, action: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(redacted(without_credentials(str(error))).split())
-        raise _kind(error)(f"MLflow at {without_credentials(uri)}: cannot {action}: {reason[:200]}") from error
+        shown, reason = without_credentials(uri), " ".join(redacted(without_credentials(str(error))).split())
+        answered = isinstance(error, RestException)  # in MLflow's own words, which may tell of another server
+        if not answered and (trouble := _trouble(reason)) and urlsplit(uri).scheme in ("http", "https"):
+            raise StoreAway(f"MLflow at {shown} {trouble}: cannot {action}; see that it runs there") from error
+        raise _kind(error)(f"MLflow at {shown}: cannot {action}: {reason[:200]}") from error
+
+
+def _trouble(reason: str) -> str:
+    """What became of a request that got no answer of MLflow's own; empty where it got one.
+
+    What requests and MLflow say then names pools, objects and whole pages of gateways.
+    """
+    if found := re.search(r"failed with error code (429|5\d\d)\b|too many (\d+) error responses", reason):
+        return f"answers {found[1] or found[2]}"
+    if not re.search(r"failed with (timeout )?exception|HTTPS?ConnectionPool\(|Connection aborted", reason):
+        return ""
+    why = next((words for pattern, words in TROUBLES.items() if re.search(pattern, reason)), "")
+    return "does not answer" + (f" ({why})" if why else "")
 
 
 def _kind(error: Exception) -> type[TrackingError]:
@@ -199,6 +225,8 @@ def _embedded(workspace: Workspace) -> Connection:
         artifacts.mkdir(parents=True, exist_ok=True)
         with open(workspace.mlruns / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if (database := workspace.mlruns / "mlflow.db").exists():
+                database.open("rb").close()  # where it is closed to this user MLflow would try for minutes
             _get_store(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
             client = MlflowClient(uri, uri)
             client.search_registered_models(max_results=1)

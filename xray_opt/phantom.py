@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from xray_opt.errors import DataError
+from xray_opt.errors import DataError, shortened
 
 Canvas = NDArray[Any]  # float32; numpy's stubs know too little of mixed arithmetic to say so
 
@@ -59,9 +59,9 @@ def make_phantoms(root: Path, patients: int, seed: int, progress: Callable[[int,
     root = Path(os.path.abspath(root))
     if patients < 12:
         raise DataError(f"phantoms need at least 12 patients, so that every split has both classes, not {patients}")
-    _require_own(root)
     part = root.with_name(f".{root.name}.part")
     try:
+        _require_own(root)
         shutil.rmtree(part, ignore_errors=True)
         films = _write(part, _patients(patients, seed), seed, progress)
         note = {"note": "made-up chest films, not for science", "patients": patients, "seed": seed, "films": films}
@@ -69,7 +69,9 @@ def make_phantoms(root: Path, patients: int, seed: int, progress: Callable[[int,
         shutil.rmtree(root, ignore_errors=True)
         part.rename(root)
     except OSError as error:
-        raise DataError(f"cannot write phantoms to {root}: {error.strerror}; choose another folder") from error
+        raise DataError(
+            f"cannot write phantoms to {shortened(str(root))}: {error.strerror}; choose another folder"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return films

@@ -98,7 +98,7 @@ def mark_state(workspace: Workspace, study: str, digest: str) -> None:
 def state_marks(folder: Path) -> set[str]:
     """Digests of the storages that a state folder belongs to; empty where that is unknown."""
     try:
-        return set((folder / MARKS).read_text().split())
+        return set((folder / MARKS).read_text(errors="replace").split())  # what is damaged is no storage's
     except OSError:
         return set()
 

@@ -26,10 +26,9 @@ from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.places import PARENT
 from xray_opt.spool import look, spool_files
-from xray_opt.tracking import STUDY_ID, WAITING, RankedTrial, Tracking, TrialEnd
+from xray_opt.tracking import STUDY_ID, RankedTrial, Tracking, TrialEnd, is_told
 from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
-from xray_opt.tuning.locks import study_lock
-from xray_opt.tuning.storage import open_storage, reachable
+from xray_opt.tuning.storage import one_after_another
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -84,7 +83,7 @@ def settle_as_far_as_it_goes(
     """Settle a study and end its run, as far as MLflow answers; what waits, and how to send it, is said in one line."""
     left, version, why, held = tracking.send_waiting(), None, "", list[str]()
     try:
-        if left.stopped or tracking.parent_id.startswith(WAITING):
+        if left.stopped or not tracking.is_made:
             raise StoreAway(left.stopped or "the study's run is not made yet")
         agree_all(opened, tracking, say)
         version = settle(opened, tracking, connection, base, tags)
@@ -108,7 +107,7 @@ def require_sent(tracking: Tracking, command: str) -> None:
         StoreAway: MLflow is away, or does not take all of it.
     """
     left = tracking.send_waiting()
-    if left.stopped or tracking.is_waiting or tracking.parent_id.startswith(WAITING):
+    if left.stopped or tracking.is_waiting or not tracking.is_made:
         why = left.stopped or f"{left.waiting} writes wait for it"
         raise StoreAway(f"{command} reads its trainings from MLflow: {why}; run it again then, none is lost")
 
@@ -145,16 +144,21 @@ def postponed(config: Config, tags: Mapping[str, str]) -> dict[str, Any]:
 
 def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
     """Bring the states of a study's runs to those of its trials, and say which were not."""
-    ends = [TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0)) for t in opened.read().trials]
+    record = opened.read()
+    needed = record.resumable()
+    ends = [
+        TrialEnd(t.number, t.state, t.reason, max(t.intermediate, default=0), t.number in needed) for t in record.trials
+    ]
     for state, count in tracking.agree(ends).items():
         say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
     opened.annotate(PARENT, tracking.parent_id)  # MLflow may have been away when the study began
 
 
 def writes_waiting(workspace: Workspace, identity: str) -> int:
-    """How many writes of the study with this id wait for MLflow in this workspace, whoever holds them."""
+    """How many writes of the study with this id wait for MLflow in this workspace, whoever holds them; those of a
+    damaged file may be its own."""
     files = (look(path) for path in spool_files(workspace.spool))
-    return sum(count for about, count in files if about.get("tags", {}).get(STUDY_ID) == identity)
+    return sum(count for about, count in files if not is_told(about) or about["tags"].get(STUDY_ID) == identity)
 
 
 def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
@@ -164,7 +168,7 @@ def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
         left = tracking.send_waiting()
         for line in left.refused:
             say(line)
-        if not left.stopped and not tracking.parent_id.startswith(WAITING):
+        if not left.stopped and tracking.is_made:
             agree_all(opened, tracking, say)
     except StoreAway as error:
         say(f"the states of runs are compared later: {error}")
@@ -174,7 +178,7 @@ def agree_now(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
 def one_at_a_time(url: str, study: str) -> Iterator[None]:
     """Hold the lock under which a study is settled; a dead holder's lock is free. It is not the one of claiming trials:
     that must not wait for uploads."""
-    with reachable(url), study_lock(open_storage(url), f":settle:{study}"):  # no study has a colon in its name
+    with one_after_another(url, f"settle:{study}"):
         yield
 
 

@@ -9,22 +9,23 @@ import fcntl
 import hashlib
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from xray_opt.backbone import load_base
+from xray_opt.backbone import Base, load_base
 from xray_opt.cache import open_images
 from xray_opt.config import Config, Workspace
-from xray_opt.dataset import Pseudonyms, prepared, settled
+from xray_opt.dataset import Manifest, Pseudonyms, prepared, settled
 from xray_opt.errors import ConfigError, NotFinite, StoreAway
 from xray_opt.experiment import Job, Result, run_experiment
 from xray_opt.kept_base import log_base
 from xray_opt.mlflow_client import connect
 from xray_opt.overlap import overlap_tags, require_apart
-from xray_opt.tracking import Tracking, data_tags
+from xray_opt.tracking import Tracking, data_tags, films_file
 from xray_opt.trainer import Epoch, discard_checkpoint, has_checkpoint
 
 #: MLflow's databases take so many characters of a run's name.
@@ -53,7 +54,7 @@ class _Unfinished:
 
     def close_lost(self, tracking: Tracking) -> None:
         """End what a killed process left RUNNING; nobody else works on this run, as its name is held."""
-        for run_id in self.runs.read_text().split():
+        for run_id in self.runs.read_text(errors="replace").split():
             tracking.close_run(run_id)
 
     def discard(self) -> None:
@@ -98,7 +99,7 @@ def train(
 
         def started(run_id: str) -> None:
             unfinished.add(run_id)
-            log_base(base, lambda path, folder: tracking.log_run_file(run_id, path, folder))
+            _log_once(run_id, base, manifest, tracking)
 
         job = Job(
             config,
@@ -120,6 +121,13 @@ def train(
         if left := tracking.send_waiting().waiting:
             watcher.say(f"{left} writes wait for MLflow at {connection.shown}: run xray-opt sync")
         return result
+
+
+def _log_once(run_id: str, base: Base, manifest: Manifest, tracking: Tracking) -> None:
+    """What a run keeps that has no study to keep it: base weights, and the keys of its test films."""
+    log_base(base, lambda path, folder: tracking.log_run_file(run_id, path, folder))
+    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+        tracking.log_run_file(run_id, films_file(manifest, Path(folder)), "data")
 
 
 def _checked(name: str) -> str:

@@ -15,8 +15,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -43,6 +43,7 @@ class Entry:
 
     Attributes:
         number: place in the order, from 1.
+        kind: ``damaged`` where its content cannot be read.
         refused: why the server does not take it; empty where it was not asked or may take it.
     """
 
@@ -68,11 +69,13 @@ class Spool:
         self.path, self._file, self._guard = path, lock, threading.RLock()
         with self._writing():
             self._base = sqlite3.connect(path, timeout=BUSY, check_same_thread=False, isolation_level="IMMEDIATE")
+            # Text that a disk changed is no UTF-8 any more: it is read all the same, and found damaged below.
+            self._base.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             self._base.executescript(TABLES)
             if about is not None:
                 self._base.execute("INSERT INTO about VALUES (?)", [json.dumps(about)])
             kept = self._base.execute("SELECT facts FROM about").fetchone()
-            self.about: dict[str, Any] = json.loads(kept[0]) if kept else {}
+            self.about: dict[str, Any] = _facts(kept[0]) if kept else {}
             self.runs: dict[str, str | None] = dict(self._base.execute("SELECT key, id FROM runs"))
 
     @classmethod
@@ -88,7 +91,7 @@ class Spool:
         return cls(path, lock, about)
 
     def __len__(self) -> int:
-        with self._guard:
+        with self._writing():
             return int(self._base.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def append(self, run: str, kind: str, content: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> None:
@@ -100,14 +103,23 @@ class Spool:
             for name, path in (files or {}).items():
                 self._base.execute("INSERT INTO files VALUES (?, ?, ?)", [number, name, path.read_bytes()])
 
+    def supersede(self, run: str, names: Iterable[str]) -> None:
+        """Drop the files of these names that wait for a run: newer ones come in their place."""
+        with self._writing():
+            for name in names:
+                query = "SELECT number FROM entries JOIN files ON entry = number WHERE run = ? AND name = ?"
+                for (number,) in self._base.execute(query, [run, name]).fetchall():
+                    self._base.execute("DELETE FROM files WHERE entry = ?", [number])
+                    self._base.execute("DELETE FROM entries WHERE number = ?", [number])
+
     def after(self, number: int) -> Entry | None:
         """The next entry behind that number; none where it was the last."""
-        with self._guard:
+        with self._writing():
             row = self._base.execute(
                 "SELECT number, run, kind, content, refused FROM entries WHERE number > ? ORDER BY number LIMIT 1",
                 [number],
             ).fetchone()
-        return row and Entry(row[0], row[1], row[2], json.loads(row[3]), row[4])
+        return row and Entry(row[0], row[1], *_write(row[2], row[3]), row[4])
 
     def entries(self) -> Iterator[Entry]:
         """All entries in their order; they may be removed meanwhile."""
@@ -119,14 +131,20 @@ class Spool:
     @property
     def last(self) -> int:
         """Number of the last entry; 0 where there is none."""
-        with self._guard:
+        with self._writing():
             return int(self._base.execute("SELECT coalesce(max(number), 0) FROM entries").fetchone()[0])
 
     def unpack(self, entry: Entry, folder: Path) -> dict[str, Path]:
-        """Write the files of an entry below ``folder``; name → path."""
+        """Write the files of an entry below ``folder``; name → path.
+
+        Raises:
+            ValueError: the name of one is damaged.
+        """
         paths = {}
         with self._writing():
             for name, content in self._base.execute("SELECT name, bytes FROM files WHERE entry = ?", [entry.number]):
+                if any(not 0 < len(part.encode()) < 256 or part == ".." for part in name.split("/")):
+                    raise ValueError("the name of a file")
                 paths[name] = folder / name
                 paths[name].parent.mkdir(parents=True, exist_ok=True)
                 paths[name].write_bytes(content)
@@ -180,8 +198,18 @@ class Spool:
 
 
 def spool_files(folder: Path) -> list[Path]:
-    """The files in a folder, oldest first."""
-    return sorted(folder.glob("*.db"))
+    """The files in a folder, oldest first.
+
+    Raises:
+        DiskFault: the folder is closed to this user, so that nobody knows what waits there.
+    """
+    try:
+        names = os.listdir(folder)  # ``glob`` finds nothing in a closed folder, and says nothing
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _fault(folder, error) from error
+    return sorted(folder / name for name in names if name.endswith(".db"))
 
 
 @contextmanager
@@ -217,7 +245,7 @@ def look(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY)) as base:
             about = base.execute("SELECT facts FROM about").fetchone()
-            return json.loads(about[0]), int(base.execute("SELECT count(*) FROM entries").fetchone()[0])
+            return _facts(about[0]), int(base.execute("SELECT count(*) FROM entries").fetchone()[0])
     except (sqlite3.Error, TypeError):
         return {}, 0
 
@@ -230,6 +258,29 @@ def remove(path: Path) -> None:
 
 def _lock_of(path: Path) -> Path:
     return path.with_suffix(".lock")
+
+
+def _facts(text: str) -> dict[str, Any]:
+    """What a file is about.
+
+    Raises:
+        sqlite3.DatabaseError: that is damaged.
+    """
+    try:
+        facts = json.loads(text.encode())
+    except (AttributeError, ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise sqlite3.DatabaseError("what it is about is damaged")
+    return facts
+
+
+def _write(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Kind and content of an entry; where that is damaged no kind that there is, and nothing."""
+    with suppress(AttributeError, ValueError, RecursionError):
+        if isinstance(content := json.loads(text.encode()), dict):
+            return kind, content
+    return "damaged", {}
 
 
 def _fault(path: Path, error: Exception) -> DiskFault:

@@ -20,7 +20,7 @@ from xray_opt.mlflow_client import connect, without_credentials
 from xray_opt.places import Place, known_storages
 from xray_opt.settling import POSTPONED, agree_all, settle
 from xray_opt.spool import look, spool_files, taken
-from xray_opt.tracking import STORAGE, LeftBehind, Tracking, send_left_behind
+from xray_opt.tracking import STORAGE, LeftBehind, Tracking, is_told, send_left_behind, untold
 from xray_opt.tuning import OpenStudy, existing_study, list_studies
 
 Say = Callable[[str], None]
@@ -88,8 +88,8 @@ def _one_at_a_time(workspace: Workspace, say: Say) -> Iterator[None]:
 def _sync(workspace: Workspace, storages: Sequence[str], say: Say) -> SyncReport:
     report, known, problems = SyncReport(), known_storages(workspace, storages), list[str]()
     waiting = {path: look(path) for path in spool_files(workspace.spool)}
-    problems += filter(None, (_damage(path) for path, (about, _) in waiting.items() if not about))
-    for uri in sorted({about["uri"] for about, _ in waiting.values() if about}):
+    problems += filter(None, (_damage(path) for path, (about, _) in waiting.items() if not is_told(about)))
+    for uri in sorted({about["uri"] for about, _ in waiting.values() if is_told(about)}):
         try:
             connection = connect(TrackingConfig(uri=_with_login(uri) or workspace.mlflow_uri), workspace)
             left = send_left_behind(connection, workspace.spool, lambda tags: _remember(tags, workspace, known, report))
@@ -109,8 +109,10 @@ def _sync(workspace: Workspace, storages: Sequence[str], say: Say) -> SyncReport
 def _damage(path: Path) -> str:
     """Why a file does not tell what it is about; empty where that is no fault (it is new, or gone)."""
     try:
-        with taken(path):
-            return ""
+        with taken(path) as spool:
+            if spool is None or is_told(spool.about) or not len(spool):
+                return ""
+            return untold(path)
     except DiskFault as error:
         return str(error)
 

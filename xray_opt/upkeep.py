@@ -16,8 +16,8 @@ from xray_opt.settling import writes_waiting
 from xray_opt.tracking import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tuning import (
     IDENTITY,
-    RESUMABLE,
     StudyRecord,
+    checkpoint_name,
     delete_study,
     list_studies,
     read_study,
@@ -127,21 +127,11 @@ def _checkpoints(workspace: Workspace, studies: Studies) -> Iterator[Garbage]:
         if not marks or not marks <= set(studies):
             continue
         named = [study for held in studies.values() for study in held if study.name == name]
-        wanted = {f"trial-{number:05d}" for study in named for number in _resumable(study)}
+        wanted = {checkpoint_name(one.notes.get(IDENTITY), number) for one in named for number in one.resumable()}
         kept = folder / "checkpoints"
         for path in sorted(kept.iterdir()) if kept.is_dir() else ():
             if path.name.split(".")[0] not in wanted:
                 yield Garbage("checkpoint", str(path), path.stat().st_size, path.unlink)
-
-
-def _resumable(study: StudyRecord) -> Iterator[int]:
-    """Numbers of trials whose checkpoint is or may still be needed."""
-    over = {"COMPLETE", "PRUNED"}
-    done = {trial.notes.get("retry_of") for trial in study.trials if trial.state in over}
-    for trial in study.trials:
-        lost = trial.state == "FAIL" and trial.reason in RESUMABLE and trial.number not in done
-        if lost or trial.state in ("RUNNING", "WAITING"):
-            yield trial.number
 
 
 def _caches(workspace: Workspace) -> Iterator[Garbage]:

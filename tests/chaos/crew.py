@@ -34,6 +34,11 @@ class Call:
                 start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )  # fmt: skip
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and its end is not told yet."""
+        return self._process is not None
+
     def poll(self) -> int | None:
         """The exit code of its end, told once; none while it runs or where the end is known."""
         if self._process is None or (code := self._process.poll()) is None:
@@ -46,11 +51,12 @@ class Call:
         """The call's process and those of its workers; empty while it does not run."""
         if self._process is None:
             return []
-        with suppress(psutil.NoSuchProcess):
+        try:
             call = psutil.Process(self._process.pid)
-            slots = [child for child in call.children() if "xray_opt.launchers.slot" in child.cmdline()]
-            return [call, *sorted(slots, key=lambda slot: slot.pid)]
-        return []
+            slots = [child for child in call.children() if _is_slot(child)]
+        except psutil.NoSuchProcess:
+            return []
+        return [call, *sorted(slots, key=lambda slot: slot.pid)]
 
     def kill(self) -> None:
         for process in self.tree():
@@ -60,6 +66,14 @@ class Call:
     @property
     def text(self) -> str:
         return self._log.read_text(errors="replace")
+
+
+def _is_slot(process: psutil.Process) -> bool:
+    """One that is gone meanwhile is none, and hides no other."""
+    try:
+        return "xray_opt.launchers.slot" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Crew:
@@ -100,5 +114,5 @@ class Crew:
                     del due[call.name]
                 elif code is not None:
                     due[call.name] = time.monotonic() + PAUSE
-                elif call.name in due and not call.tree() and time.monotonic() >= due[call.name]:
+                elif call.name in due and not call.runs and time.monotonic() >= due[call.name]:
                     call.start()

@@ -23,6 +23,7 @@ ROUND = (
     "terminate a call",
     "restart PostgreSQL",
     "crash PostgreSQL",
+    "stop PostgreSQL",
     *("kill MLflow",) * 2,
     "stop MLflow",
 )
@@ -32,6 +33,7 @@ LASTS = {
     "stop a worker for long": (65, 80),
     "restart PostgreSQL": (0, 3),
     "crash PostgreSQL": (0, 8),
+    "stop PostgreSQL": (3, 20),
     "kill MLflow": (0, 25),
     "stop MLflow": (5, 20),
 }
@@ -90,14 +92,17 @@ class Killer(threading.Thread):
             for fault in self._planned:
                 if self.over.wait(max(fault.at - (time.monotonic() - begun), 0.0)):
                     break
-                victim = self._strike(fault)
-                self.done.append(Done(round(time.monotonic() - begun, 1), fault.what, fault.lasts, victim))
+                at = round(time.monotonic() - begun, 1)
+                self.done.append(Done(at, fault.what, fault.lasts, self._strike(fault)))
         except BaseException as error:
             self.failed = error
         for thread in self._later:
             thread.join()
 
     def _strike(self, fault: Planned) -> str | None:
+        if fault.what == "stop PostgreSQL":
+            self._database.hang(fault.lasts)
+            return "PostgreSQL"
         if fault.what.endswith("PostgreSQL"):
             self._database.stop("fast" if fault.what.startswith("restart") else "immediate")
             time.sleep(fault.lasts)
@@ -144,6 +149,11 @@ def _sent(send: Callable[[], None]) -> bool:
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def stores_back(done: list[Done]) -> float:
+    """When the last fault of a store was over, in seconds after the start; 0 where there was none."""
+    return max((fault.at + fault.lasts for fault in done if fault.what.endswith(("PostgreSQL", "MLflow"))), default=0.0)
 
 
 def counts(done: list[Done]) -> Iterator[tuple[str, int, float]]:

@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos.check import breaches, seconds_lost
+from chaos.check import breaches, left_behind, seconds_lost, waits
 from chaos.crew import Crew
-from chaos.killer import Done, Killer, counts, plan
-from chaos.seen import Seen, look
+from chaos.killer import Done, Killer, counts, plan, stores_back
+from chaos.seen import Seen, kept, look
 from chaos.stores import Database, Tracking, stores
 
 from xray_opt.phantom import make_phantoms
@@ -71,7 +71,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=6.0, help="of faults; the study then comes to its end")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two faults, on the average")
-    parser.add_argument("--patience", type=float, default=4.0, help="minutes that the end may take after the faults")
+    parser.add_argument("--patience", type=float, default=6.0, help="minutes that the end may take after the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4, help="of each call")
@@ -86,8 +86,12 @@ def fire(args: argparse.Namespace, root: Path, database: Database, tracking: Tra
     (home / "studies" / "chaos.yaml").write_text(STUDY)
     make_phantoms(home / "films", 60, 1)
     left_out = ("MLFLOW_", "XRAY_OPT_", "PYTHONPATH")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
-    env = kept | {"XRAY_OPT_HOME": str(home), "XRAY_OPT_STORAGE": database.optuna, "MLFLOW_TRACKING_URI": tracking.uri}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    env = inherited | {
+        "XRAY_OPT_HOME": str(home),
+        "XRAY_OPT_STORAGE": database.optuna,
+        "MLFLOW_TRACKING_URI": tracking.uri,
+    }
     env |= {"OMP_NUM_THREADS": "1"}
     command(env, home, "data", "prepare", "films")
     crew = Crew(
@@ -103,9 +107,14 @@ def fire(args: argparse.Namespace, root: Path, database: Database, tracking: Tra
         killer.join()
     seconds, spent = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     tracking.wait()
+    before = look("chaos", database.optuna, tracking.uri, MODEL, series=False)
+    waiting = kept(home / "mlruns" / "spool", before)
+    faults = left_behind(before, waiting, args.trials)
+    faults += waits(before, waiting, seconds - stores_back(killer.done))
+    mended = [line for line in breaches(before, args.trials) if f"when tune ended: {line}" not in faults]
     synced = command(env, home, "sync")
     seen = look("chaos", database.optuna, tracking.uri, MODEL)
-    faults = breaches(seen, args.trials)
+    faults += breaches(seen, args.trials)
     if not ended:
         faults.insert(0, f"the study did not come to its end within {args.patience:g} minutes after the last fault")
     if killer.failed is not None:
@@ -114,7 +123,7 @@ def fire(args: argparse.Namespace, root: Path, database: Database, tracking: Tra
     return reported(args, seen, killer.done, faults, seconds) | {
         "cpu_seconds": round(spent.ru_utime + spent.ru_stime, 1),
         "ends": {call.name: call.ends for call in crew.members},
-        "sync": synced,
+        "sync": {"writes": waiting.writes, "postponed": before.postponed, "mended": mended, "said": synced},
     }
 
 
@@ -153,8 +162,18 @@ def lines(report: dict[str, Any]) -> list[str]:
     workers = report["settings"]["calls"] * report["settings"]["workers"]
     share = report["seconds_lost"] / (workers * report["seconds"])
     rows.append(f"{report['seconds_lost']:.0f} seconds of {workers} workers lost ({share:.1%})")
+    rows.append(left_for_sync(report["sync"]))
     rows += [f"DOES NOT HOLD: {line}" for line in report["breaches"]] or ["survived: all promises hold"]
     return rows
+
+
+def left_for_sync(sync: dict[str, Any]) -> str:
+    """What the calls of tune left, as MLflow was away."""
+    left = [f"{count} {kind}" for kind, count in sync["writes"].items()]
+    left += ["the settling of the study"] if sync["postponed"] else []
+    if not left:
+        return "nothing was left for xray-opt sync"
+    return f"left for xray-opt sync: {', '.join(left)}; lines of the judge that it mended: {len(sync['mended'])}"
 
 
 if __name__ == "__main__":

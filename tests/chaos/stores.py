@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from mlflow_stores import QUIET, free_port
 from postgres_server import Server, postgres
 
@@ -29,6 +30,21 @@ class Database:
 
     def start(self) -> None:
         self._server.control("start")
+
+    def hang(self, seconds: float) -> None:
+        """Neither an answer nor an end of any connection for so long: server and sessions are stopped."""
+        postmaster = psutil.Process(self._server.pid)
+        stopped = list[psutil.Process]()
+        try:
+            for process in (postmaster, *postmaster.children(recursive=True)):  # it makes no new ones, once it stands
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+                    stopped.append(process)
+            time.sleep(seconds)
+        finally:
+            for process in reversed(stopped):
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
 
 class Tracking:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from xray_opt.backbone.lineage import Ancestor, from_header, to_header
 from xray_opt.backbone.network import feature_shapes
 from xray_opt.config import ModelConfig
 from xray_opt.errors import ModelError, one_line
+from xray_opt.faults import disk_faults
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,23 @@ def trained_base(state: Mapping[str, Any], origin: str, trained_on: tuple[Ancest
 
 
 def save_base(base: Base, path: Path) -> Path:
-    """Write ``base`` as safetensors, atomically; its origin, and what it was trained on, stand in the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``base`` as safetensors, atomically; its origin, and what it was trained on, stand in the header.
+
+    Raises:
+        DiskFault: the disk refuses.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        about = {"origin": base.origin, "sha256": base.sha256} | to_header(base.trained_on)
-        save_file(dict(base.state), part, metadata=about)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with disk_faults():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            about = {"origin": base.origin, "sha256": base.sha256} | to_header(base.trained_on)
+            save_file(dict(base.state), part, metadata=about)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
     return path
 
 

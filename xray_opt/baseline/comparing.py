@@ -23,10 +23,10 @@ from xray_opt.config import Config, StudyConfig, Workspace
 from xray_opt.confirm.confirming import val_probabilities
 from xray_opt.dataset import Film
 from xray_opt.errors import ConfigError, StudyError
-from xray_opt.finalize import finals, trivial_cases
+from xray_opt.finalize import finals
 from xray_opt.intervals import Floats, Interval
 from xray_opt.leaderboard import Opening, note_opening, openings
-from xray_opt.scoring import FilmCases, SealedTest, cases_of, film_cases
+from xray_opt.scoring import FilmCases, SealedTest, cases_of, film_cases, trivial_cases
 from xray_opt.tracking import log_run_metrics
 from xray_opt.tuning import TrialRecord, storage_url, study_notes
 from xray_opt.tuning.storage import one_call
@@ -78,9 +78,9 @@ def baseline(
         trial, chosen_by = best_lora(work)
         trained = train_all(work, trial, seeds, rates)
         if split == "test":
-            return _on_test(work, trial, chosen_by, trained, seeds, why)
+            return _on_test(work, trial, chosen_by, trained, (seeds, rates), why)
         cases = {one.strategy: _on_val(work, one) for one in trained}
-        found = _compared(work, trial, chosen_by, trained, cases, work.images.manifest.of("val"), seeds, None)
+        found = _compared(work, trial, chosen_by, trained, cases, work.images.manifest.of("val"), (seeds, rates), None)
         _keep(work, found)
         return found
 
@@ -104,7 +104,7 @@ def _logit(probabilities: Floats) -> Floats:
 
 
 def _on_test(
-    work: Work, trial: TrialRecord, chosen_by: str, trained: Sequence[Trained], seeds: int, why: str
+    work: Work, trial: TrialRecord, chosen_by: str, trained: Sequence[Trained], asked: tuple[int, int], why: str
 ) -> Comparison:
     """Open the test split, score every model on it, and keep the record; an opening whose scores were lost goes on."""
     ours = trained[0]
@@ -124,12 +124,13 @@ def _on_test(
         work.watcher.say(f"going on with the opening of {lost.when}, whose scores were lost")
         films, opening = sealed.resume(lost), lost
     else:
-        films, opening = sealed.open(why, OURS)
+        with sealed.alone(work.watcher.say):
+            films, opening = sealed.open(why, OURS)
     cases = {
         key: [(cases_of(model, manifest, films), model.bundle.threshold) for model in loaded]
         for key, loaded in models.items()
     }
-    found = _compared(work, trial, chosen_by, trained, cases, films, seeds, opening)
+    found = _compared(work, trial, chosen_by, trained, cases, films, asked, opening)
     _keep(work, found)
     sealed.record(opening, dict(found.opening.scores) if found.opening else {})
     return found
@@ -152,10 +153,12 @@ def _compared(
     trained: Sequence[Trained],
     cases: Mapping[str, list[tuple[FilmCases, float]]],
     films: Sequence[Film],
-    seeds: int,
+    asked: tuple[int, int],
     opening: Opening | None,
 ) -> Comparison:
-    trivial = trivial_cases(work.images.manifest, films, trained[0].config.loss)
+    """The record; ``asked`` are the seeds of a strategy and the learning rates tried for a rival."""
+    manifest = work.images.manifest
+    trivial = trivial_cases(manifest, manifest, films, trained[0].config.loss)
     said = {one.strategy: cases[one.strategy] for one in trained if not one.failed}
     said |= {name: [(whole, threshold)] for name, (threshold, whole) in trivial.items()}
     contenders = [
@@ -172,7 +175,8 @@ def _compared(
     split = "val" if opening is None else "test"
     study = work.opened.config.name
     sizes = len(films), whose.count
-    return Comparison(study, split, trial.number, chosen_by, seeds, *sizes, tuple(rows), gains, opening)
+    seeds, rates = asked
+    return Comparison(study, split, trial.number, chosen_by, seeds, *sizes, tuple(rows), gains, opening, rates)
 
 
 def _row(one: Trained, scores: Mapping[str, Interval], said: Sequence[tuple[FilmCases, float]]) -> Row:

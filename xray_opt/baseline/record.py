@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xray_opt.intervals import Gain, Interval, json_ready
+from xray_opt.intervals import Gain, Interval, json_ready, with_nan
 from xray_opt.leaderboard import Opening
 
 
@@ -43,6 +43,7 @@ class Comparison:
         rows: LoRA, linear, full, then the trivial models, that of the highest AUC first.
         gains: key of another row → score → gain of LoRA over it, paired by patient and seed.
         opening: of the test split; none on validation.
+        rates: learning rates that were tried for each rival.
     """
 
     study: str
@@ -55,6 +56,7 @@ class Comparison:
     rows: tuple[Row, ...]
     gains: Mapping[str, Mapping[str, Gain]]
     opening: Opening | None = None
+    rates: int | None = None
 
     def of(self, key: str) -> Row:
         """The row of a contender."""
@@ -68,7 +70,7 @@ class Comparison:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """The record that :meth:`to_dict` gave."""
-        own = {name: values[name] for name in (field.name for field in dataclasses.fields(cls))}
+        own = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
         opening = own["opening"] and Opening(**own["opening"])
         gains = {
             key: {name: Gain(**with_nan(item)) for name, item in scores.items()} for key, scores in own["gains"].items()
@@ -79,8 +81,3 @@ class Comparison:
 def _row(values: Mapping[str, Any]) -> Row:
     scores = {name: Interval(**with_nan(item)) for name, item in values["scores"].items()}
     return Row(**{**values, "scores": scores, **{name: tuple(values[name]) for name in ("thresholds", "runs")}})
-
-
-def with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A score's fields as JSON keeps them, with NaN where it has none."""
-    return {**values, "value": float("nan") if values["value"] is None else values["value"]}

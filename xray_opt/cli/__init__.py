@@ -1,7 +1,8 @@
 """The command line: one file a group of commands; errors become one line and an exit code here, once.
 
 Exit codes: 0 done · 1 error · 2 wrong setting or option · 3 data · 4 weights or adapter · 5 training · 6 study ·
-7 tracking · 8 the service · 9 a GPU failed · 10 a disk refuses · 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
+7 tracking · 8 the service · 9 a GPU failed · 10 a disk refuses · 11 too many failed trials ·
+130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import click
 
 from xray_opt import __version__
 from xray_opt.cli.terminal import bear_a_closed_terminal
-from xray_opt.errors import XrayError, printable
+from xray_opt.errors import XrayError, disk_refusals, printable
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
 COMMANDS = {
@@ -31,7 +32,7 @@ COMMANDS = {
     "report": "report",
     "evaluate": "models",
     "explain": "explain",
-    "predict": "models",
+    "predict": "predict",
     "promote": "moves",
     "rollback": "moves",
     "weights": "models",
@@ -83,7 +84,8 @@ def group(context: click.Context) -> None:
     for clinical use.
 
     Exit codes: 0 done, 1 error, 2 wrong setting or option, 3 data, 4 weights or adapter, 5 training, 6 study,
-    7 tracking, 8 the service, 9 a GPU failed, 10 a disk refuses, 130 interrupted.
+    7 tracking, 8 the service, 9 a GPU failed, 10 a disk refuses,
+    11 too many failed trials, 130 interrupted.
     """
     if context.invoked_subcommand not in READ_ENV_THEMSELVES:
         read_env()
@@ -109,7 +111,8 @@ def main() -> None:
         # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        group.main(standalone_mode=False)
+        with disk_refusals():
+            group.main(standalone_mode=False)
     except XrayError as error:
         fail(" ".join(str(error).split()), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

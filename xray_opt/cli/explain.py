@@ -7,9 +7,17 @@ from pathlib import Path
 
 import click
 
-from xray_opt.cli.models import data_option, device_option, model_option, sensitivity_option, split_option, why_option
+from xray_opt.cli.models import (
+    data_option,
+    device_option,
+    elsewhere_options,
+    model_option,
+    sensitivity_option,
+    split_option,
+    why_option,
+)
 from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
-from xray_opt.cli.output import print_json, print_table
+from xray_opt.cli.output import print_json, print_left_out, print_table
 
 
 @click.command()
@@ -19,6 +27,7 @@ from xray_opt.cli.output import print_json, print_table
 @click.option("--worst", type=click.IntRange(min=0), metavar="N", help="Films most wrong; default: 8, or 0 with FILMS.")
 @split_option("Where the worst ones are looked for.")
 @data_option
+@elsewhere_options
 @why_option
 @sensitivity_option
 @device_option
@@ -33,6 +42,8 @@ def explain(
     worst: int | None,
     split: str,
     data: str | None,
+    classes: tuple[str, str] | None,
+    skip_bad: bool,
     why: str | None,
     sensitivity: float | None,
     device: str,
@@ -47,13 +58,16 @@ def explain(
     """
     from xray_opt.config import Workspace
     from xray_opt.places import find_place
+    from xray_opt.scoring import Elsewhere
     from xray_opt.scoring import explain as make
 
     place = find_place(Workspace.here(), study_name, storage, uri)
-    made = make(model, Workspace.here(), out, films, split, worst, data, why, device, place, sensitivity)
+    other = Elsewhere(classes, skip_bad)
+    made = make(model, Workspace.here(), out, films, split, worst, data, why, device, place, sensitivity, other)
     if as_json:
         print_json(asdict(made) | {"sheet": str(made.sheet), "table": str(made.table)})
         return
+    print_left_out(made)
     rows = [[Path(one.path).name, one.probability, one.answer, one.label] for one in made.films]
     print_table(["film", "probability", "answer", "label"], rows)
     click.echo(f"{made.sheet}: {len(made.films)} films, {made.wrong} of them called wrongly")

@@ -78,6 +78,9 @@ def _print(found: Comparison, as_json: bool) -> None:
         click.echo("the two were validated on different data: their scores cannot be compared")
     if "confirmed.f1" not in new.tags and "test.f1" not in new.tags:
         click.echo("its only evidence is the score it was chosen by; confirm and finalize give more")
+    for split, films in (("val", "validation"), ("test", "test")):
+        if worst := new.tags.get(f"robust.{split}.worst"):
+            click.echo(textwrap.fill(f"worst case of changed {films} films: {worst}", 80, subsequent_indent="  "))
     for one in found.meanwhile:
         click.echo(textwrap.fill(f"meanwhile {one.who} had made version {one.version} the champion ({one.by})", 80))
     back = "" if old is None else f", in place of version {old.version}"

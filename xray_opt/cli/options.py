@@ -18,6 +18,13 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 storage_option = click.option(
     "--storage", metavar="URL", help="Optuna storage; default: the study file's, XRAY_OPT_STORAGE, or the workspace's."
 )
+more_storages = click.option(
+    "--storage",
+    "storages",
+    metavar="URL",
+    multiple=True,
+    help="An Optuna storage to look into besides the workspace's own and those of its study files.",
+)
 tracking_option = click.option(
     "--tracking-uri",
     "uri",

@@ -36,8 +36,9 @@ def report(
 ) -> None:
     """Write the report of STUDY as one HTML page that needs no network, and a model card; log both to the study's run.
 
-    It reads records alone: what was not recorded is named with the command that records it, and the test split is not
-    opened. The chosen model's registered versions lead to the page.
+    It reads records: what was not recorded is named with the command that records it. Only the gain over models that
+    look at no lungs is made here, once, where the films of train and val lie here; the test split is not opened. The
+    chosen model's registered versions lead to the page.
     """
     from xray_opt.config import Workspace
     from xray_opt.places import find_place

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
-    help="How far a value may be off where it is not equal.",
+    help="How far a score may be off where it is not equal; of losses, as a share of the largest recorded one.",
 )
 @click.option("--device", metavar="NAME", help="Another device than the recorded one.")
 @of_study
@@ -47,8 +47,9 @@ def reproduce(
     """Train RUN (the id of an MLflow run) anew and compare it with what was recorded; the study is not touched.
 
     Films, base weights and settings must be those of the run, which is checked first. With the same processor, threads
-    and versions every value is equal bit for bit; elsewhere it is within the tolerance, or the first difference is
-    named and the exit code is 1. A pruned or failed run is trained as far as it came.
+    and versions every value is equal bit for bit. Elsewhere, and on a GPU, it is within the tolerance, and learning
+    rates are equal. If not, the first difference is named and the exit code is 1. A pruned or failed run is trained as
+    far as it came.
     """
     from xray_opt.config import Workspace
     from xray_opt.places import find_place
@@ -68,8 +69,19 @@ def reproduce(
         print_json(found.to_dict())
     else:
         _print(found)
+    if not found.reproduced:
+        raise XrayError(_refusal(found))
+
+
+def _refusal(found: Reproduction) -> str:
+    """What is not as recorded, in one line."""
     if found.beyond is not None:
-        raise XrayError(f"run {found.run} is not reproduced: {found.beyond.text()}")
+        return f"run {found.run} is not reproduced: {found.beyond.text()}"
+    first = found.first.text() if found.first else "nothing is named"
+    return (
+        f"run {found.run} is not reproduced bit for bit, though processor, threads, device and versions are those "
+        f"recorded: {first}; a changed checkout (its tag xray_opt.git_changed) or a batch that was halved may be why"
+    )
 
 
 def _print(found: Reproduction) -> None:
@@ -86,5 +98,7 @@ def _print(found: Reproduction) -> None:
         click.echo(f"first difference: {found.first.text()}")
     if found.largest is not None:
         click.echo(f"largest difference: {found.largest.text()}")
-    if found.verdict == "within":
-        click.echo(f"within {found.tolerance:g}")
+    if found.verdict in ("within", "unequal"):
+        click.echo(f"all within {found.tolerance:g} (losses: of the largest recorded one)")
+    if found.verdict == "within" and not found.environment:
+        click.echo("a GPU adds in any order: only a CPU gives the same bits again")

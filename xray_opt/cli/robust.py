@@ -1,4 +1,4 @@
-"""How ``evaluate`` prints what goes beyond scores: robustness with its worst case first, subgroups, shift."""
+"""How ``evaluate`` and ``finalize`` print what goes beyond scores: robustness, worst case first; subgroups, shift."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from xray_opt.errors import printable
 
 if TYPE_CHECKING:
     from xray_opt.intervals import Interval
-    from xray_opt.robustness import Condition, Robustness
+    from xray_opt.robustness import Condition, Goal, Robustness
     from xray_opt.scoring import Shift, Subgroup
 
 
 def print_headline(suite: Robustness) -> None:
     """The worst case and the goals; what could not be read."""
-    worst = suite.worst_case
-    auc = f"AUC {worst.auc.value:.3f}"
-    click.echo(textwrap.fill(f"worst case: {worst.name}: {auc}, {_share(worst.flipped)} flipped", 80))
-    for goal in suite.goals:
-        limit = f"under {100 * goal.limit:.0f} % flipped by {goal.what}"
-        click.echo(textwrap.fill(f"goal {limit}: {goal.verdict}, {_share(goal.flipped)}", 80))
+    print_worst(suite.worst_case, suite.goals)
     if suite.unread:
         rest = f" and {len(suite.unread) - 3} more" if len(suite.unread) > 3 else ""
         named = printable("; ".join(suite.unread[:3]))
         click.echo(f"{len(suite.unread)} films cannot be read any more: {named}{rest}")
+
+
+def print_worst(worst: Condition, goals: Sequence[Goal]) -> None:
+    """The change that flips most decisions, and whether the goals are met."""
+    auc = f"AUC {worst.auc.value:.3f}"
+    click.echo(textwrap.fill(f"worst case: {worst.name}: {auc}, {_share(worst.flipped)} flipped", 80))
+    for goal in goals:
+        limit = f"under {100 * goal.limit:.0f} % flipped by {goal.what}"
+        click.echo(textwrap.fill(f"goal {limit}: {goal.verdict}, {_share(goal.flipped)}", 80))
 
 
 def print_robustness(suite: Robustness) -> None:
@@ -89,11 +93,11 @@ def print_subgroups(parts: Sequence[Subgroup]) -> None:
         click.echo(f"no interval: {reason}")
 
 
-def print_shift(shift: Shift) -> None:
+def print_shift(shift: Shift, positive: str) -> None:
     """Prevalence and drift of another folder, and a warning where its films look unlike those of training."""
     share = shift.prevalence
     there = "" if shift.trained is None else f"; {_percent(shift.trained)} in training"
-    click.echo(f"pneumonia: {_share(share)} of the films{there}")
+    click.echo(f"{printable(positive.lower())}: {_share(share)} of the films{there}")
     trained, low, high = shift.trained, share.low, share.high
     if trained is not None and low is not None and high is not None and not low <= trained <= high:
         click.echo("prevalence shift: F1, precision and calibration do not compare; AUC does")

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import click
 
-from xray_opt.cli.options import as_json
+from xray_opt.cli.options import as_json, more_storages
 from xray_opt.cli.output import print_json
 
 
 @click.command()
-@click.option(
-    "--storage",
-    "storages",
-    metavar="URL",
-    multiple=True,
-    help="An Optuna storage to look into besides the workspace's own and those of its study files.",
-)
+@more_storages
 @as_json
 def sync(storages: tuple[str, ...], as_json: bool) -> None:
     """Send what waits for MLflow and register what was postponed.

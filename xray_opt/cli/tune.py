@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine's processor; default: 1.")
 @click.option("--gpus", metavar="0,1|all", help="One process on each of these GPUs, as numbers or all.")
 @click.option("--per-gpu", type=click.IntRange(min=1), help="Processes on each GPU of --gpus; default: 1.")
+@click.option("--ray", metavar="ADDRESS|local", help="Run these processes on a Ray cluster, or on a Ray of one's own.")
 @run_options
 @as_json
 def tune(
@@ -33,14 +34,16 @@ def tune(
     workers: int | None,
     gpus: str | None,
     per_gpu: int | None,
+    ray: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Search for the best adapter; run again to continue.
 
-    --trials is the study's total: the same command again does what is missing, nothing if nothing is. Ctrl-C ends
-    cleanly; the next call goes on from the interrupted trial's last epoch. Several processes of one call (--workers,
-    --gpus) and several calls on one storage share a study: docs/workers.md.
+    --trials is the study's total: the same command again does what is missing, nothing if nothing is. Another total is
+    refused while others are at work. Ctrl-C ends cleanly; the next call goes on from the interrupted trial's last
+    epoch. Several processes of one call (--workers, --gpus, --ray) and several calls on one storage share a study:
+    docs/workers.md.
     """
     from xray_opt.config import Workspace
 
@@ -61,7 +64,7 @@ def tune(
         epoch=progress.epoch,
         trial_ended=progress.trial_ended,
     )
-    launcher = launcher_for(study, workers, gpus, per_gpu, progress.say)
+    launcher = launcher_for(study, workers, gpus, per_gpu, ray, progress.say)
     report = run_study(study, Workspace.here(), trials, timeout, watcher, launcher)
     if as_json:
         print_json(_as_dict(report))

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import click
 
-from xray_opt.cli.options import as_json, tracking_option
+from xray_opt.cli.options import as_json, more_storages, tracking_option
 from xray_opt.cli.output import print_json
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@click.option(
-    "--storage",
-    "storages",
-    metavar="URL",
-    multiple=True,
-    help="An Optuna storage to look into besides the workspace's own and those of its study files.",
-)
+@more_storages
 @tracking_option
 @as_json
 def gc(dry_run: bool, storages: tuple[str, ...], uri: str | None, as_json: bool) -> None:

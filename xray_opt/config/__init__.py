@@ -12,12 +12,13 @@ from xray_opt.config.settings import (
     ModelConfig,
     OptimizerConfig,
     SchedulerConfig,
-    TrackingConfig,
     TrainingConfig,
 )
 from xray_opt.config.space import check_space
 from xray_opt.config.study import FIRST, OBJECTIVES, Parameter, PrunerConfig, SamplerConfig, StudyConfig
 from xray_opt.config.study_file import find_study, load_study, study_files
+from xray_opt.config.study_text import study_text
+from xray_opt.config.tracking import TrackingConfig
 from xray_opt.config.workspace import Workspace
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "read_value",
     "redacted",
     "study_files",
+    "study_text",
 ]

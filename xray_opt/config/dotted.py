@@ -19,6 +19,8 @@ from xray_opt.errors import ConfigError, brief, one_line, shortened
 
 #: Names that one mapping may have with what it merges, and bytes of a file.
 _MOST_MERGED, _MOST_BYTES = 1000, 1 << 18
+#: Bits of a whole number, its sign left out.
+_MOST_BITS = 63
 #: What PyYAML raises on documents that are none, beside its own errors: on ``!!int ""``, ``!!bool maybe``, a date in
 #: the year 0, a thousand brackets.
 _YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -46,7 +48,14 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > _MOST_MERGED:
             raise yaml.YAMLError(f"more than {_MOST_MERGED} names in one mapping (line {node.start_mark.line + 1})")
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))  # 1:1:1 is a number to YAML, too, and soon one without an end
+        if value.bit_length() > _MOST_BITS:
+            raise yaml.YAMLError(f"a number beyond {_MOST_BITS} bits (line {node.start_mark.line + 1})")
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

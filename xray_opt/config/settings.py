@@ -9,18 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from xray_opt.errors import ConfigError, brief
+from xray_opt.config.checks import one_of as _one_of
+from xray_opt.config.checks import require as _require
+from xray_opt.config.tracking import TrackingConfig
 
 STAGES = ("early", "late", "all")
-
-
-def _require(holds: bool, name: str, wants: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must be {wants}, not {brief(value)}")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, name, "one of " + ", ".join(choices), value)
 
 
 @dataclass(frozen=True)
@@ -260,28 +253,6 @@ class TrainingConfig:
         known = re.fullmatch(r"auto|cuda|mps|cpu|cuda:[0-9]{1,4}", self.device)
         _require(bool(known), "training.device", "auto, cuda, cuda:N, mps or cpu", self.device)
         _one_of("training.precision", self.precision, ("auto", "bf16", "fp32"))
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """MLflow: server (none means ``MLFLOW_TRACKING_URI``, else the embedded store), registered model, sampling.
-
-    Attributes:
-        uri: tracking URI.
-        registered_model: name of the registered model.
-        system_interval: seconds between samples of CPU, RAM and GPU use; 0 switches them off.
-    """
-
-    uri: str | None = None
-    registered_model: str = "xray-pneumonia"
-    system_interval: float = 5.0
-
-    def __post_init__(self) -> None:
-        name = self.registered_model
-        plain = bool(name.strip()) and name.isprintable() and len(name) <= 250 and not set(name) & set("/:'\"@\\")
-        wants = "1 to 250 printable characters without / : ' \" @ \\"
-        _require(plain, "tracking.registered_model", wants, name)
-        _require(self.system_interval >= 0, "tracking.system_interval", "0 or more seconds", self.system_interval)
 
 
 @dataclass(frozen=True)

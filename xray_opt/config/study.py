@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from xray_opt.config.dotted import Scalar, flatten, override
-from xray_opt.config.settings import Config, DataConfig, TrackingConfig
+from xray_opt.config.settings import Config, DataConfig
+from xray_opt.config.tracking import TrackingConfig
 from xray_opt.errors import ConfigError, brief
 
 SAMPLERS = ("tpe", "random", "cmaes", "qmc", "gp", "nsgaii")
@@ -155,3 +156,9 @@ class StudyConfig:
         }
         space = [json.loads(json.dumps(dataclasses.asdict(parameter))) for parameter in self.space]
         return {"fixed": fixed, "space": space, "seed": self.seed, "objectives": list(self.objectives)}
+
+    def search(self) -> dict[str, Any]:
+        """What else a study file says and may change: sampler, pruner, known-good settings, whose versions it makes."""
+        own: dict[str, Any] = {"sampler": dataclasses.asdict(self.sampler), "pruner": dataclasses.asdict(self.pruner)}
+        own |= {"registered_model": self.config.tracking.registered_model}
+        return own | {"enqueue": [dict(item) for item in self.enqueue]}

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from xray_opt.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -29,6 +31,16 @@ class Workspace:
         return self.data / "manifests"
 
     @property
+    def outside(self) -> Path:
+        """Manifests of folders that were only ever scored as other people's films: their splits mean nothing."""
+        return self.data / "outside"
+
+    @property
+    def openings(self) -> Path:
+        """Every look at test films, one file each; see :mod:`xray_opt.ledger`."""
+        return self.data / "openings"
+
+    @property
     def caches(self) -> Path:
         """Decoded films, one memmap a manifest and side."""
         return self.data / "cache"
@@ -40,8 +52,12 @@ class Workspace:
 
     @property
     def study_database(self) -> Path:
-        """SQLite file of Optuna's embedded storage."""
-        return self.studies / "optuna.db"
+        """SQLite file of Optuna's embedded storage.
+
+        Raises:
+            ConfigError: no URL can name it.
+        """
+        return _named_by_a_url(self.studies / "optuna.db")
 
     def study_folder(self, study: str) -> Path:
         """What one study keeps on this machine: its base weights and the checkpoints of unfinished trials."""
@@ -64,5 +80,19 @@ class Workspace:
 
     @property
     def mlflow_uri(self) -> str:
-        """Tracking URI of the embedded MLflow store."""
-        return f"sqlite:///{self.mlruns.resolve() / 'mlflow.db'}"
+        """Tracking URI of the embedded MLflow store.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return f"sqlite:///{_named_by_a_url(self.mlruns.resolve() / 'mlflow.db')}"
+
+
+def _named_by_a_url(database: Path) -> Path:
+    if wrong := {"?", "%"} & set(str(database)):
+        # Optuna and MLflow would take the rest for options, or for another name, and write outside of the workspace.
+        raise ConfigError(
+            f"the database {database} has {' and '.join(sorted(wrong))} in its path, which no URL bears: rename that "
+            "folder, or work in another one (XRAY_OPT_HOME)"
+        )
+    return database

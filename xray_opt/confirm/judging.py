@@ -1,11 +1,11 @@
 """Judges settings by retrainings that the search has not seen: means, intervals, gaps, and who wins. Pure numbers.
 
 A confirmed score is the mean F1 of a setting's new seeds on the validation films. It is uncertain in two ways that add
-up: other patients (bootstrap of patients, the same resamples for every setting) and other seeds, with Welch and
-Satterthwaite's degrees of freedom. The spread of seeds is pooled over the settings: two or three seeds of one setting
-tell too little of it, and the winner would be the one whose seeds agree by luck. Re-drawn splits share films, so their
-spread, pooled too, is corrected after Nadeau and Bengio 2003. A setting counts for the lower end of its interval, of
-the lower one where there are two.
+up: other patients (the exact interval of a share, which is there at F1 of 1 and 0 too; paired, the same resamples of
+patients for both settings) and other seeds, with Welch and Satterthwaite's degrees of freedom. The spread of seeds is
+pooled over the settings: two or three seeds of one setting tell too little of it, and the winner would be the one whose
+seeds agree by luck. Re-drawn splits share films, so their spread, pooled too, is corrected after Nadeau and Bengio
+2003. A setting counts for the lower end of its interval, of the lower one where there are two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from xray_opt.config.dotted import Scalar
-from xray_opt.intervals import LEAST, Gain, Interval, Patients, json_ready, sigmoid
+from xray_opt.intervals import Gain, Interval, Patients, Z, json_ready, share, tally, together
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -119,23 +119,37 @@ def judge(
         films: number of training and of validation films, for re-drawn splits.
     """
     enough = [patients.having(labels == label) for label in (0, 1)]
-    drawn = {one.trial: _drawn(one, labels, patients) for one in candidates if not one.failed}
     sound = [one for one in candidates if not one.failed]
     spreads = _pooled([one.seeds for one in sound]), _pooled([one.splits for one in sound if one.splits])
-    settings = tuple(_setting(one, drawn.get(one.trial), min(enough), films, spreads) for one in candidates)
-    known = sorted((one for one in settings if one.lower is not None), key=lambda one: -(one.lower or 0.0))
+    certain = {one.trial: _over_patients(one, labels, patients, enough) for one in sound}
+    settings = tuple(_setting(one, certain.get(one.trial), films, spreads) for one in candidates)
+    # One that finds no pneumonia at all counts for 0, and wins nothing where all do.
+    useful = [one for one in settings if one.lower is not None and one.confirmed.value > 0]
+    known = sorted(useful, key=lambda one: -(one.lower or 0.0))
     winner, second = (known[place].trial if len(known) > place else None for place in (0, 1))
     lead = None
     if winner is not None and second is not None:
         first, other = (next(one for one in candidates if one.trial == trial) for trial in (winner, second))
-        lead = _lead(first, other, drawn[winner] - drawn[second])
+        drawn = [_drawn(one, labels, patients) for one in (first, other)]
+        lead = _lead(first, other, drawn[0] - drawn[1])
     return Confirmation(study, settings, winner, second, lead)
+
+
+def _called(one: Candidate) -> list[Booleans]:
+    return [seed.called for seed in one.seeds if seed.called is not None]
+
+
+def _over_patients(one: Candidate, labels: NDArray[np.int64], patients: Patients, enough: Sequence[int]) -> Interval:
+    """The mean F1 of a setting's seeds with its interval over patients alone."""
+    truth = labels == 1
+    shares = [tally(called & truth, called | truth, patients, f1=True) for called in _called(one)]
+    return share(together(shares), float(np.mean([run.f1 for run in one.seeds])), enough)
 
 
 def _drawn(one: Candidate, labels: NDArray[np.int64], patients: Patients) -> Floats:
     """(B,) mean F1 of a setting's seeds over resamples of patients; the same resamples for every setting."""
     truth = labels == 1
-    called = np.stack([seed.called for seed in one.seeds if seed.called is not None]).T
+    called = np.stack(_called(one)).T
     parts = []
     for counts in patients.draws():
         weights = counts[:, patients.codes].astype(np.float64)
@@ -156,13 +170,13 @@ def _pooled(groups: Sequence[Sequence[Retrained]]) -> _Spread:
 
 
 def _setting(
-    one: Candidate, drawn: Floats | None, enough: int, films: tuple[int, int], spreads: tuple[_Spread, _Spread]
+    one: Candidate, certain: Interval | None, films: tuple[int, int], spreads: tuple[_Spread, _Spread]
 ) -> Setting:
     seeds, splits = (tuple(run.f1 for run in runs) for runs in (one.seeds, one.splits))
-    if drawn is None:
+    if certain is None:
         nothing, gap = Interval(math.nan, why=one.failed), Gain(math.nan, why=one.failed)
         return Setting(one.trial, one.params, one.search, nothing, None, gap, None, "", seeds, splits)
-    confirmed = _confirmed(np.array(seeds), drawn, enough, spreads[0])
+    confirmed = _confirmed(certain, len(seeds), spreads[0])
     resplit = _resplit(np.array(splits), films, spreads[1]) if splits else None
     lower = confirmed.low
     if lower is not None and resplit is not None:
@@ -172,16 +186,22 @@ def _setting(
     return Setting(one.trial, one.params, one.search, confirmed, resplit, gap, lower, middle.run, seeds, splits)
 
 
-def _confirmed(seeds: Floats, drawn: Floats, enough: int, spread: _Spread) -> Interval:
-    mean = float(seeds.mean())
-    if enough < LEAST:
-        return Interval(mean, why=f"too few patients for an interval: {enough} of a class, {LEAST} are needed")
-    if not 0 < mean < 1:
-        return Interval(mean, why=f"it is {mean:.0f} with every seed")
-    patients, own = float(drawn.var(ddof=1)), spread.variance / len(seeds)
-    half = half_width(patients, own, spread.freedom) / (mean * (1 - mean))
-    middle = math.log(mean / (1 - mean))
-    return Interval(mean, sigmoid(middle - half), sigmoid(middle + half))
+def _confirmed(certain: Interval, seeds: int, spread: _Spread) -> Interval:
+    """The interval over patients, widened by the seeds; each side on its own, as the one over patients is lopsided.
+
+    Seeds are uncertain whatever patients say, so a side is at least as long as seeds alone make it: Welch's degrees of
+    freedom would make it shorter where patients say more, and a setting with an error better off than one without.
+    What seeds add below is taken off as a ratio: cut off at 0, very uncertain settings would all count alike.
+    """
+    if certain.low is None or certain.high is None:
+        return certain
+    own = spread.variance / seeds
+    added = []
+    for side in (certain.value - certain.low, certain.high - certain.value):
+        whole = max(half_width((side / Z) ** 2, own, spread.freedom), half_width(0.0, own, spread.freedom))
+        added.append(max(whole - side, 0.0))
+    low = certain.low * math.exp(-added[0] / certain.low) if certain.low else 0.0
+    return Interval(certain.value, low, min(certain.high + added[1], 1.0))
 
 
 def half_width(patients: float, own: float, freedom: int) -> float:

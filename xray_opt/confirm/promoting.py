@@ -36,7 +36,9 @@ def promote_winner(work: Work, verdict: Confirmation) -> Promotion:
         StudyError: there is no winner.
     """
     if verdict.winner is None:
-        why = next((one.confirmed.why for one in verdict.settings if one.confirmed.why), "no setting has a lower end")
+        why = next(
+            (one.confirmed.why for one in verdict.settings if one.confirmed.why), "no setting finds any pneumonia"
+        )
         raise StudyError(f"nothing is promoted: {why}")
     best = verdict.of(verdict.winner)
     connection, name = work.connection, work.opened.config.config.tracking.registered_model

@@ -7,8 +7,8 @@ keeps the result, ``audit`` checks it again from the files.
 from xray_opt.dataset.audit import Audit, audit
 from xray_opt.dataset.audit_record import keep_audit, kept_audit
 from xray_opt.dataset.drift import FALSE_ALARMS, Drift, drift
-from xray_opt.dataset.films import decode, to_square
-from xray_opt.dataset.manifest import Manifest
+from xray_opt.dataset.films import begins_like_a_film, decode, to_square
+from xray_opt.dataset.manifest import Manifest, kept_manifests, write_atomic
 from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.preparing import (
     kept_manifest,
@@ -18,13 +18,17 @@ from xray_opt.dataset.preparing import (
     redrawn,
     remember,
     resplit,
+    same_films,
     settled,
+    unsplit,
 )
 from xray_opt.dataset.pseudonyms import Pseudonyms
 from xray_opt.dataset.records import Film, LeftOut
-from xray_opt.dataset.shortcuts import Shortcut, in_threads, shortcut_screen, trivial_models
+from xray_opt.dataset.shortcuts import BASELINES, Shortcut, in_threads, shortcut_screen, trivial_models
+from xray_opt.dataset.table import read_patients
 
 __all__ = [
+    "BASELINES",
     "FALSE_ALARMS",
     "LABELS",
     "Audit",
@@ -35,20 +39,26 @@ __all__ = [
     "Pseudonyms",
     "Shortcut",
     "audit",
+    "begins_like_a_film",
     "decode",
     "drift",
     "in_threads",
     "keep_audit",
     "kept_audit",
     "kept_manifest",
+    "kept_manifests",
     "patient_of",
     "prepare",
     "prepared",
+    "read_patients",
     "redrawn",
     "remember",
     "resplit",
+    "same_films",
     "settled",
     "shortcut_screen",
     "to_square",
     "trivial_models",
+    "unsplit",
+    "write_atomic",
 ]

@@ -20,7 +20,7 @@ from xray_opt.dataset.manifest import Manifest
 from xray_opt.dataset.records import Film
 from xray_opt.dataset.shortcuts import SIDE, in_threads
 from xray_opt.errors import BadFilm, DataError
-from xray_opt.intervals import LEAST, Interval, Patients, interval, resampled
+from xray_opt.intervals import Interval, Patients, interval, resampled
 from xray_opt.metrics import Cases, auc, weighted_scores
 
 Floats = NDArray[np.float64]
@@ -89,10 +89,8 @@ def compared(train: Floats, val: Floats, new: Floats, groups: Sequence[str]) -> 
 
     having = [whose.having(labels == label) for label in (0, 1)]
     score = interval("auc", auc(labels, cases.probabilities), resampled(statistic, whose)["auc"], having)
-    # Where all resamples agree there is no interval, and no doubt either.
-    certain = score.low if score.low is not None else score.value if min(having) >= LEAST else 0.0
     parts = {name: auc(labels, _ranks(train, val, new, columns)) for name, (columns, _) in PARTS.items()}
-    return Drift(score, parts, certain > 0.5)
+    return Drift(score, parts, score.low is not None and score.low > 0.5)
 
 
 def _ranks(train: Floats, val: Floats, new: Floats, columns: slice) -> Floats:

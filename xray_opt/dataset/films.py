@@ -11,7 +11,7 @@ import hashlib
 import io
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +148,25 @@ def dicom_patient(path: Path) -> str:
         return dicom.patient(content)
 
 
+def begins_like_a_film(path: Path) -> bool:
+    """Whether a regular file begins as JPEG, PNG or DICOM do, whatever it is called; false where it cannot be read."""
+    return (head := _head(path)).startswith((_JPEG, _PNG)) or dicom.is_dicom(head)
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, or is called so."""
+    return _is_dicom(_head(path), path.name)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a regular file; none where it cannot be read."""
+    with suppress(OSError):
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe would wait
+            with path.open("rb") as file:
+                return file.read(132)
+    return b""
+
+
 def read_bytes(path: Path) -> bytes:
     """All bytes of a regular file of a film's size.
 
@@ -232,9 +251,8 @@ def _grey_palette(image: Image.Image) -> bool:
 
 def _what(content: bytes) -> str:
     start = content[:512].lstrip()
-    for signature, what in _SIGNATURES.items():
-        if start.startswith(signature):
-            return what
+    if known := next((what for signature, what in _SIGNATURES.items() if start.startswith(signature)), None):
+        return known
     if not content.strip(b"\0"):
         return "nothing but zero bytes"
     if start.isascii() and all(byte >= 32 or byte in b"\t\r\n\f" for byte in start):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from xray_opt.dataset.names import LABELS, shown
 from xray_opt.dataset.records import Entry
-from xray_opt.dataset.table import read_table
+from xray_opt.dataset.table import OTHER_CLASSES, read_table
 from xray_opt.errors import DataError
 
 Classes = tuple[str, str]
@@ -128,7 +128,7 @@ def _find_layout(folder: Path, classes: Classes) -> Path:
                 f"{folder} holds {len(found)} sets of films; give one of them: {shown([str(f) for f in found])}"
             )
         level = [child for candidate in level for child in _folders(candidate)]
-    raise DataError(f"{folder} holds no films in a known layout; it must be {layouts(classes)}")
+    raise DataError(f"{folder} holds no films in a known layout; it must be {layouts(classes)}{OTHER_CLASSES}")
 
 
 def _films(root: Path, classes: Classes) -> Iterator[Entry]:

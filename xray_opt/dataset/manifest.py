@@ -12,9 +12,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from xray_opt.config import DataConfig
 from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.records import SPLITS, Film, LeftOut
 from xray_opt.errors import DataError, one_line
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _COLUMNS = tuple(f.name for f in dataclasses.fields(Film))
@@ -130,6 +133,31 @@ class Manifest:
                 f"cannot use the manifest {path}: {one_line(error)}; run xray-opt data prepare again"
             ) from error
         return manifest
+
+
+def kept_manifests(folder: Path, sha256: str | None = None) -> Iterator[Manifest]:
+    """The manifests that a folder keeps and that can be read: all, or those of this digest.
+
+    One that is damaged or of another version is told of: it is made anew when it is wanted, and until then its test
+    films are not known for such.
+    """
+    for path in sorted(folder.glob("*.csv")):
+        if sha256 is None or _told(path) == sha256:
+            try:
+                manifest = Manifest.load(path)
+            except DataError as error:
+                log.warning("%s; until then its test films are not known to be sealed", error)
+            else:
+                yield manifest
+
+
+def _told(path: Path) -> object:
+    """The digest that a manifest's first line tells, so that the others need not be read as a whole."""
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.readline().removeprefix(b"# "))["sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:

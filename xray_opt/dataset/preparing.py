@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from xray_opt.config import Config, DataConfig, Workspace, override
-from xray_opt.dataset.films import Facts, dicom_patient, inspect
+from xray_opt.dataset.films import Facts, dicom_patient, inspect, may_be_dicom
 from xray_opt.dataset.index import Listing, index
 from xray_opt.dataset.manifest import Manifest, manifest_name, settings_of, write_atomic
 from xray_opt.dataset.names import GRAMMAR, patient_key, read_name, shown, subtype_of
 from xray_opt.dataset.records import Entry, Film, LeftOut
-from xray_opt.dataset.split import redealt, split_films
+from xray_opt.dataset.split import grouped, redealt, split_films
 from xray_opt.errors import BadFilm, ConfigError, DataError, one_line
 
 Progress = Callable[[int, int], None]
@@ -45,11 +46,57 @@ def prepared(config: DataConfig, workspace: Workspace, progress: Progress | None
     """
     config = settled(config, workspace)
     listing = index(config.root or "", config.classes)
-    saved, untouched = _kept(listing, config, workspace)
+    saved, untouched = _kept(listing, config, workspace.manifests)
     if saved is not None and untouched:
         return saved
     manifest = _prepare(listing, config, progress)
     manifest.save(workspace.manifests)
+    return manifest
+
+
+def unsplit(config: DataConfig, workspace: Workspace) -> Manifest:
+    """All films of ``config.root``, grouped and in no split (``""``): films that are scored and never trained on.
+
+    Three patients of each class, which a split needs, are not asked of them. What was read before is not read again
+    while the source is untouched; it is kept among ``workspace.outside``, as a manifest holds no test split there.
+
+    Raises:
+        DataError: as ``prepare``, but for the split.
+    """
+    listing = index(config.root or "", config.classes)
+    for place in (workspace.manifests, workspace.outside):
+        saved, untouched = _kept(listing, config, place)
+        if saved is not None and untouched:
+            return _in_no_split(saved)
+    found = _examined_set(listing, config, None)
+    if not found.films:
+        bad = found.left_out
+        raise DataError(f"none of {len(bad)} files in {listing.root} can be used: {bad[0].path}: {bad[0].reason}")
+    manifest = _in_no_split(found)
+    manifest.save(workspace.outside)
+    return manifest
+
+
+def _in_no_split(manifest: Manifest) -> Manifest:
+    films = sorted(grouped(manifest.films), key=lambda film: film.path)
+    return dataclasses.replace(manifest, films=tuple(dataclasses.replace(film, split="") for film in films))
+
+
+def same_films(config: DataConfig, workspace: Workspace, sha256: str) -> Manifest:
+    """The manifest as :func:`prepared` gives it, of films that another process has seen, perhaps on another machine.
+
+    Args:
+        sha256: the manifest's digest there.
+
+    Raises:
+        DataError: as :func:`prepared`; or the films here are others.
+    """
+    manifest = prepared(config, workspace)
+    if manifest.sha256 != sha256:
+        raise DataError(
+            f"the films in {manifest.source} on {socket.gethostname()} are not those of the study: their digest is "
+            f"{manifest.sha256[:12]}, not {sha256[:12]}; copy the same films to it"
+        )
     return manifest
 
 
@@ -62,11 +109,11 @@ def kept_manifest(config: DataConfig, workspace: Workspace) -> tuple[Manifest | 
         DataError: no root is set and nothing was prepared, or the source is gone.
     """
     config = settled(config, workspace)
-    return _kept(index(config.root or "", config.classes), config, workspace)
+    return _kept(index(config.root or "", config.classes), config, workspace.manifests)
 
 
-def _kept(listing: Listing, config: DataConfig, workspace: Workspace) -> tuple[Manifest | None, bool]:
-    path = workspace.manifests / manifest_name(str(listing.source), settings_of(config))
+def _kept(listing: Listing, config: DataConfig, folder: Path) -> tuple[Manifest | None, bool]:
+    path = folder / manifest_name(str(listing.source), settings_of(config))
     if not path.is_file():
         return None, True
     saved = _saved(path)
@@ -139,6 +186,14 @@ def _untouched(config: DataConfig) -> list[str]:
 
 
 def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) -> Manifest:
+    found = _examined_set(listing, config, progress)
+    placed, unplaced = split_films(found.films, config)
+    left_out = tuple(sorted((*found.left_out, *unplaced), key=lambda item: item.path))
+    return dataclasses.replace(found, films=placed, left_out=left_out)
+
+
+def _examined_set(listing: Listing, config: DataConfig, progress: Progress | None) -> Manifest:
+    """Every film of a source, neither grouped nor split, and the bad ones as left out."""
     fingerprint = listing.fingerprint()  # before reading: what changes meanwhile is seen the next time
     films, bad = _examined(listing, config.classes, progress)
     if bad and not config.skip_bad:
@@ -152,9 +207,7 @@ def _prepare(listing: Listing, config: DataConfig, progress: Progress | None) ->
             f"{len(nameless)} file names in {listing.root} tell no patient: {shown(nameless)}; name them {GRAMMAR}, "
             "or give a CSV path,label,patient"
         )
-    placed, unplaced = split_films(films, config)
-    left_out = tuple(sorted((*bad, *unplaced), key=lambda item: item.path))
-    return Manifest(str(listing.root), placed, left_out, settings_of(config), str(listing.source), fingerprint)
+    return Manifest(str(listing.root), tuple(films), tuple(bad), settings_of(config), str(listing.source), fingerprint)
 
 
 def _examined(
@@ -206,8 +259,8 @@ def _patient(path: Path, facts: Facts) -> str:
 
 def patient_of(path: Path) -> str:
     """Whose film a file is, as DICOM's header or the file's name tells; empty where neither does."""
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        with suppress(BadFilm):  # another kind of film under such a name
+    if may_be_dicom(path):
+        with suppress(BadFilm):  # its header cannot be read
             if key := patient_key(dicom_patient(path)):
                 return key
     name = read_name(path.name)

@@ -90,7 +90,10 @@ def shortcut_screen(manifest: Manifest, progress: Progress | None = None) -> Sho
         DataError: a film can no longer be read.
     """
     films = open_films(manifest)
-    results = in_threads(lambda film: _thumbnail(manifest, film), films, progress)
+    try:
+        results = in_threads(lambda film: _thumbnail(manifest, film), films, progress)
+    except DataError as error:
+        raise DataError(f"{error}; run xray-opt data prepare again") from error
     return screen(films, np.array(results, dtype=np.uint8).reshape(-1, SIDE, SIDE), manifest.classes[1])
 
 
@@ -112,18 +115,25 @@ def screen(films: Sequence[Film], thumbnails: Thumbnails, positive: str = LABELS
     return Shortcut(metadata.auc, thumbnail.auc, metadata.f1, thumbnail.f1, always, len(films), len(folds), positive)
 
 
-def trivial_models(manifest: Manifest, wanted: Sequence[Film]) -> dict[str, NDArray[np.float64]]:
+def trivial_models(manifest: Manifest, *wanted: tuple[Manifest, Sequence[Film]]) -> dict[str, NDArray[np.float64]]:
     """Baseline (``file metadata``, ``16×16 thumbnail``) → (N,) probabilities for N films, fitted to train alone.
 
+    Args:
+        wanted: the films, with the manifests that tell where they lie.
+
     Raises:
-        DataError: a film can no longer be read.
+        DataError: a film can no longer be read, or train has one class only.
     """
     train = manifest.of("train")
-    films = (*train, *wanted)
-    thumbnails = np.array(in_threads(lambda film: _thumbnail(manifest, film), films, None), dtype=np.uint8)
     labels = np.array([film.label for film in train], dtype=np.int64)
+    if len(set(labels.tolist())) < 2:
+        raise DataError(f"all {len(train)} training films are of one class")
+    films = [(place, film) for place, own in ((manifest, train), *wanted) for film in own]
+    once = {(place.root, film.path): (place, film) for place, film in films}
+    read = dict(zip(once, in_threads(lambda one: _thumbnail(*one), [*once.values()], None), strict=True))
+    thumbnails = np.array([read[place.root, film.path] for place, film in films], dtype=np.uint8)
     found = {}
-    features = (_metadata(films), _halved(thumbnails))
+    features = (_metadata([film for _, film in films]), _halved(thumbnails))
     for name, model, values in zip(BASELINES, _models(), features, strict=True):
         model.fit(values[: len(train)], labels)
         found[name] = np.asarray(model.predict_proba(values[len(train) :])[:, 1], dtype=np.float64)
@@ -167,7 +177,7 @@ def _thumbnail(manifest: Manifest, film: Film) -> Thumbnails:
     try:
         return thumbnail(Path(manifest.root, film.path), SIDE)
     except BadFilm as error:
-        raise DataError(f"{film.path} in {manifest.root}: {error}; run xray-opt data prepare again") from error
+        raise DataError(f"{film.path} in {manifest.root}: {error}") from error
 
 
 def _metadata(films: Sequence[Film]) -> NDArray[np.float64]:

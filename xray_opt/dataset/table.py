@@ -1,4 +1,6 @@
-"""A CSV of films: ``path,label,patient`` and, if wanted, ``subtype`` and ``split``. Faults name their line."""
+"""CSVs of films, whose faults name their line: ``path,label,patient`` and, if wanted, ``subtype`` and ``split``; and
+``path,patient`` for films without labels.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from xray_opt.dataset.records import SPLITS, Entry
 from xray_opt.errors import DataError, brief, shortened
 
 _REQUIRED = ("path", "label", "patient")
+_WITHOUT_LABELS = ("path", "patient")
 _OPTIONAL = ("subtype", "split")
+#: Behind an error that may come of classes that are called otherwise.
+OTHER_CLASSES = "; other classes are named with --classes, or data.negative and data.positive"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def read_table(path: Path, classes: tuple[str, str] = LABELS) -> list[Entry]:
         DataError: a missing column, an unknown label, a path twice, outside the folder or missing, an empty
             patient, or a split on some rows only: one line with the line number.
     """
-    lines = _read(path)
+    lines = _read(path, _REQUIRED, _OPTIONAL)
     entries: dict[str, Entry] = {}
     for line in lines:
         entry = _entry(line, classes)
@@ -55,24 +60,49 @@ def read_table(path: Path, classes: tuple[str, str] = LABELS) -> list[Entry]:
     return list(entries.values())
 
 
-def _read(path: Path) -> list[_Line]:
+def read_patients(path: Path) -> dict[str, str]:
+    """Real path of a film → its patient, of a CSV ``path,patient``; other columns do not count.
+
+    Paths are relative to the CSV's folder or absolute. A patient's name is taken as it stands: no grammar joins two of
+    them. Whether the films are there is not asked.
+
+    Raises:
+        DataError: no such file, a missing column, an empty path or patient, or one film of two patients: one line with
+            the line number.
+    """
+    found: dict[str, str] = {}
+    for line in _read(path, _WITHOUT_LABELS):
+        given, patient = line.cells["path"], line.cells["patient"]
+        if not given or "\0" in given:
+            line.refuse("the path is empty" if not given else f"{shortened(given)} is no path")
+        if not patient:
+            line.refuse("the patient is empty; a film whose patient is not known does not belong here")
+        film = os.path.realpath(path.parent / given)
+        if found.setdefault(film, patient) != patient:
+            line.refuse(f"{shortened(given)} is of {brief(patient)} here, and of {brief(found[film])} above")
+    if not found:
+        raise DataError(f"{path} names no film; under path,patient it needs a line a film")
+    return found
+
+
+def _read(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[_Line]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             columns = [name.strip().lower() for name in next(reader, [])]
-            _check_columns(path, columns)
+            _check_columns(path, columns, required, optional)
             return [_line(path, reader.line_num, columns, row) for row in reader if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path} as a CSV in UTF-8: {error}") from error
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
-    if missing := [name for name in _REQUIRED if name not in columns]:
+def _check_columns(path: Path, columns: list[str], required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    if missing := [name for name in required if name not in columns]:
         found = shortened(", ".join(columns)) or "nothing"
         raise DataError(
-            f"{path} line 1: no column {missing[0]!r}; a CSV of films starts with path,label,patient, not '{found}'"
+            f"{path} line 1: no column {missing[0]!r}; a CSV of films starts with {','.join(required)}, not '{found}'"
         )
-    for name in (*_REQUIRED, *_OPTIONAL):
+    for name in (*required, *optional):
         if columns.count(name) > 1:
             raise DataError(f"{path} line 1: the column {name!r} stands twice")
 
@@ -88,8 +118,7 @@ def _entry(line: _Line, classes: tuple[str, str]) -> Entry:
     labels = {name.lower(): label for label, name in enumerate(classes)} | {"0": 0, "1": 1}
     label = labels.get(line.cells["label"].lower())
     if label is None:
-        others = "" if classes != LABELS else "; other classes are set with data.negative and data.positive"
-        line.refuse(f"label must be {', '.join(classes)}, 0 or 1, not {brief(line.cells['label'])}{others}")
+        line.refuse(f"label must be {', '.join(classes)}, 0 or 1, not {brief(line.cells['label'])}{OTHER_CLASSES}")
     if not line.cells["patient"]:
         line.refuse("the patient is empty; films of one child must share a patient so that they stay in one split")
     subtype = line.one_of("subtype", SUBTYPES)

@@ -17,6 +17,7 @@ from xray_opt.adapter import without_peft
 from xray_opt.augment import plain
 from xray_opt.errors import OutOfMemory
 from xray_opt.evaluate import evaluating, exact, whole_fp32
+from xray_opt.faults import SHORTAGES, out_of_memory
 
 Floats = NDArray[np.float64]
 #: Films a pass.
@@ -36,7 +37,9 @@ def grad_cam(
     for first in range(0, len(pixels), BATCH):
         try:
             answer, found = _one_pass(network, torch.from_numpy(pixels[first : first + BATCH]), image_size, device)
-        except torch.OutOfMemoryError as error:
+        except SHORTAGES as error:
+            if not out_of_memory(error):
+                raise
             raise OutOfMemory(
                 f"no memory for {BATCH} films of {image_size} px on {device}; use --device cpu"
             ) from error

@@ -16,15 +16,23 @@ def launcher_for(
     workers: int | None = None,
     gpus: str | None = None,
     per_gpu: int | None = None,
+    ray: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Launcher:
     """The launcher for ``workers`` processes, or for ``per_gpu`` slots on each of ``gpus``; without any, this process.
+
+    Args:
+        ray: address of the Ray cluster whose nodes and GPUs are meant; none means this machine.
 
     Raises:
         ConfigError: the options contradict each other, or the machine has not got what they ask for.
     """
     if gpus is not None and workers is not None:
         raise ConfigError("--workers and --gpus exclude each other: --gpus starts --per-gpu slots on each of its GPUs")
+    if ray is not None:
+        from xray_opt.launchers.on_ray import ray_launcher
+
+        return ray_launcher(ray, study, workers, gpus, per_gpu, say)
     if gpus is not None:
         return Processes(gpu_slots(gpus, per_gpu or 1, study, say))
     if per_gpu is not None:

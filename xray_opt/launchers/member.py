@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any
@@ -23,6 +24,8 @@ from xray_opt.launchers.wire import Job, read_event
 
 #: What a slot's interpreter runs.
 PROGRAM = ("-m", "xray_opt.launchers.slot")
+#: Exit code of a slot that was told to stop.
+STOPPED = 130
 
 Event = dict[str, Any]
 News = queue.Queue[tuple["Member", Event]]
@@ -48,23 +51,11 @@ class Member:
 
     def start(self, job: Job) -> None:
         """Start the slot's process and hand it its job."""
-        ours, theirs = os.pipe()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, *_like_this_one(), *PROGRAM, str(theirs)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs,),
-                env=os.environ | self.slot.environment(),
-                start_new_session=True,
-            )
+            self._process, told = interpreter(PROGRAM, self.slot.environment())
         except OSError as error:
-            os.close(ours)
             raise StudyError(f"cannot start {self.slot.name}: {error.strerror or error}; use fewer slots") from error
-        finally:
-            os.close(theirs)
-        self._listen(os.fdopen(ours, "rb"), read_event)
+        self._listen(told, read_event)
         self._listen(self._process.stdout, _printed)
         job = replace(job, study=self.slot.settings(job.study), memory_fraction=self.slot.memory_fraction)
         with suppress(OSError):  # it died at once: its end tells
@@ -93,13 +84,20 @@ class Member:
         self._threads, self._process, self.code = [], None, code
         return True
 
+    def how(self) -> str:
+        """How the process ended, for a line that begins with the slot's name."""
+        code = self.code or 0
+        if code == -signal.SIGKILL:
+            return "was killed (SIGKILL; out of memory?)"
+        return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
+
     def stop(self) -> None:
         """Let the process hand its trial back and end."""
         if self._process is not None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once where it still runs, and free its place."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -115,6 +113,31 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     if stream is None:
         raise AssertionError("it was opened as a pipe")
     return stream
+
+
+def interpreter(program: Sequence[str], variables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start a Python like this one, in a session of its own; and what it tells on the descriptor that is its argument.
+
+    Raises:
+        OSError: the system starts none.
+    """
+    ours, theirs = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *_like_this_one(), *program, str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(theirs,),
+            env=os.environ | variables,
+            start_new_session=True,
+        )
+    except OSError:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return process, os.fdopen(ours, "rb")
 
 
 def _like_this_one() -> list[str]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import queue
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
-from xray_opt.errors import DeviceFault, StudyError
-from xray_opt.launchers.member import Event, Member, News
+from xray_opt.errors import DeviceFault, StudyError, XrayError
+from xray_opt.launchers.member import STOPPED, Event, Member, News
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job, error_of
 from xray_opt.trainer import Epoch
-from xray_opt.tuning import IDENTITY, Tally, TrialRecord
+from xray_opt.tuning import IDENTITY, Crew, Tally, TrialRecord
 from xray_opt.workers import Work
 
 #: A slot that is killed is started again so many times in a call.
 MOST_RESTARTS = 3
 #: Seconds that the slots have to end when the call is stopped; Kubernetes and Slurm give it 30.
 GRACE = 20.0
+#: Seconds in which a slot that is out of sight has ended, or is missed: Ray's nodes give a lost head a minute.
+OUT_OF_SIGHT = 150.0
 #: Seconds between two looks at who still runs.
 LOOK = 0.2
-#: Exit code of a slot that was told to stop.
-STOPPED = 130
 
 
 @dataclass(frozen=True)
@@ -40,38 +40,64 @@ class Processes:
             XrayError: no slot could work; the line is that of the first that said why.
             KeyboardInterrupt: after the slots have ended.
         """
-        crew = work.opened.begin(total, work.watcher.say)
-        if timeout == 0 or work.opened.read().counted >= total:
-            return work.run(total, timeout, crew)
-        job = Job(
-            study=work.opened.config,
-            root=work.opened.workspace.root,
-            identity=str(work.opened.notes[IDENTITY]),
-            total=total,
-            timeout=timeout,
-            crew=crew,
-            memory_fraction=None,
-        )
-        team = _Team(self.slots, job, work)
-        team.run()
-        # Nothing is started here: what a slot left behind that died at the very end is taken in, and all is counted.
-        tally = work.run(total, 0.0, crew)
-        enough = tally.complete + tally.pruned >= total
-        if not enough:
-            team.require_one_that_worked()
-        return replace(tally, started_now=team.started, stopped="done" if enough else "timeout")
+        return run_team(lambda news: [Member(slot, news) for slot in self.slots], work, total, timeout)
+
+
+def run_team(
+    hired: Callable[[News], Sequence[Member]], work: Work, total: int, timeout: float | None, **changes: Any
+) -> Tally:
+    """Bring a study to its number with the members that ``hired`` makes, who tell what they do on the given queue.
+
+    Args:
+        changes: of the study as the members get it.
+
+    Raises:
+        XrayError: no member could work; the line is that of the first that said why.
+        KeyboardInterrupt: after the members have ended.
+    """
+    crew = work.opened.begin(total, work.watcher.say)
+    if timeout == 0 or work.opened.read().counted >= total:
+        return work.run(total, timeout, crew)
+    job = Job(
+        study=replace(work.opened.config, **changes),
+        root=work.opened.workspace.root,
+        identity=str(work.opened.notes[IDENTITY]),
+        total=total,
+        timeout=timeout,
+        crew=crew,
+        memory_fraction=None,
+    )
+    team = _Team(hired, job, work)
+    team.run()
+    _outlive(work, crew)
+    # Nothing is started here: what a slot left behind that died at the very end is taken in, and all is counted.
+    tally = work.run(total, 0.0, crew)
+    enough = tally.complete + tally.pruned >= total
+    if not enough:
+        team.require_one_that_worked()
+    return replace(tally, started_now=team.started, stopped="done" if enough else "timeout")
+
+
+def _outlive(work: Work, crew: Crew) -> None:
+    """Wait until no trial of this call is run any more: a slot that is lost with its network or its cluster goes on
+    until it notices, or until it is missed.
+    """
+    deadline = time.monotonic() + OUT_OF_SIGHT
+    while work.opened.is_at_work(crew=crew) and time.monotonic() < deadline:
+        time.sleep(1.0)
 
 
 class _Team:
     """The slots of one call."""
 
-    def __init__(self, slots: tuple[Slot, ...], job: Job, work: Work) -> None:
+    def __init__(self, hired: Callable[[News], Sequence[Member]], job: Job, work: Work) -> None:
         self.started = 0
         self._job, self._watcher = job, work.watcher
         self._deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self._news: News = queue.Queue()
-        self._members = [Member(slot, self._news) for slot in slots]
+        self._members = list(hired(self._news))
         self._said: dict[str, Member] = {}
+        self._shared: list[XrayError] = []
 
     def run(self) -> None:
         """Start all slots and stay until the last has ended."""
@@ -134,25 +160,30 @@ class _Team:
             self._watcher.say(f"{member.slot.name}: {line}")
 
     def _after(self, member: Member) -> None:
-        """A slot has ended: let it be, or start it again."""
+        """A slot has ended: start it again, or let it be and free its place for one that was lost."""
         if member.trial is not None:
             self._watcher.placed(member.trial, None)
             member.trial = None
-        name, how = member.slot.name, _how(member.code or 0)
+        name, how = member.slot.name, member.how()
         if member.code == 0:
-            return
-        if member.error is not None and not self._may_help(member):
-            self._watcher.say(f"{name} stopped: {member.error}")
+            line = None
+        elif member.error is not None and not self._may_help(member):
+            line = None if member.error in self._shared else f"{name} stopped: {member.error}"
+            self._shared.append(member.error)  # what ends all of them at once is one error
         elif member.code == STOPPED:
-            self._watcher.say(f"{name} was told to stop; its trial is handed to the other slots")
+            line = f"{name} was told to stop; its trial is handed to the other slots"
         elif member.restarts < MOST_RESTARTS:
             member.restarts += 1
             how = f"stopped ({member.error})" if member.error else how
             member.error = None
             self._watcher.say(f"{name} {how} and is started again ({member.restarts} of {MOST_RESTARTS} times)")
             self._start(member)
+            return
         else:
-            self._watcher.say(f"{name} {how} once more and is given up")
+            line = f"{name} {how} once more and is given up"
+        member.kill()
+        if line:
+            self._watcher.say(line)
 
     @staticmethod
     def _may_help(member: Member) -> bool:
@@ -179,9 +210,3 @@ class _Team:
         deadline = time.monotonic() + GRACE
         while self._running() and time.monotonic() < deadline:
             self._over()
-
-
-def _how(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed (SIGKILL; out of memory?)"
-    return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"

@@ -13,7 +13,7 @@ import threading
 import time
 from types import FrameType
 
-from xray_opt.errors import XrayError
+from xray_opt.errors import XrayError, disk_refusals
 
 #: Seconds that a slot without parent has to hand its trial back.
 GRACE = 20.0
@@ -57,7 +57,7 @@ def _work(line: bytes, descriptor: int, began: float) -> int:
     job, teller = Job.read(line), Teller(descriptor)
     try:
         _limit_memory(job.memory_fraction)
-        with join(job.study, Workspace(job.root), job.identity, teller.watcher()) as work:
+        with disk_refusals(), join(job.study, Workspace(job.root), job.identity, teller.watcher()) as work:
             left = None if job.timeout is None else max(job.timeout - (time.monotonic() - began), 0.0)
             work.run(job.total, left, job.crew)
     except XrayError as error:

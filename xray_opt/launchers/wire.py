@@ -12,14 +12,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xray_opt.config import Config, Parameter, PrunerConfig, SamplerConfig, StudyConfig, override
 from xray_opt.config.dotted import flatten
 from xray_opt.config.environment_file import redacted
-from xray_opt.errors import XrayError
+from xray_opt.errors import TooManyFailures, XrayError
 from xray_opt.tuning import Crew
-from xray_opt.workers import StudyWatcher
+
+if TYPE_CHECKING:
+    from xray_opt.workers import StudyWatcher
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Teller:
 
     def watcher(self) -> StudyWatcher:
         """A watcher that sends on what it sees."""
+        from xray_opt.workers import StudyWatcher
+
         return StudyWatcher(
             say=lambda line: self.tell("say", line=line),
             trial_started=lambda number, study, params: self.tell("started", trial=number, params=dict(params)),
@@ -100,7 +104,12 @@ class Teller:
 
     def error(self, error: XrayError) -> None:
         """Send the line and the exit code of what ended the slot."""
-        self.tell("error", line=redacted(" ".join(str(error).split())), code=error.exit_code)
+        self.tell(**error_event(error))
+
+
+def error_event(error: XrayError) -> dict[str, Any]:
+    """The event that tells of what ended a slot: its line and exit code."""
+    return {"event": "error", "line": redacted(" ".join(str(error).split())), "code": error.exit_code}
 
 
 def read_event(line: bytes) -> dict[str, Any] | None:
@@ -113,6 +122,7 @@ def read_event(line: bytes) -> dict[str, Any] | None:
 
 
 def error_of(event: Mapping[str, Any]) -> XrayError:
-    """The error that ``Teller.error`` sent, of the class that has its exit code."""
-    kinds = {kind.exit_code: kind for kind in XrayError.__subclasses__() if kind.__module__ == XrayError.__module__}
+    """The error of an ``error_event``, of the class that has its exit code."""
+    kinds: dict[int, type[XrayError]] = {TooManyFailures.exit_code: TooManyFailures}
+    kinds |= {kind.exit_code: kind for kind in XrayError.__subclasses__() if kind.__module__ == XrayError.__module__}
     return kinds.get(event["code"], XrayError)(event["line"])

@@ -10,6 +10,7 @@ from xray_opt.registry.loading import BASE, Loaded, load, named
 from xray_opt.registry.moves import Move, read_state
 from xray_opt.registry.registration import register
 from xray_opt.registry.versions import (
+    ROBUST,
     Comparison,
     Version,
     aliases,
@@ -23,6 +24,7 @@ from xray_opt.registry.versions import (
 
 __all__ = [
     "BASE",
+    "ROBUST",
     "Comparison",
     "Connection",
     "Loaded",

@@ -22,7 +22,8 @@ from xray_opt.backbone import Ancestor, Base, load_base, read_base
 from xray_opt.config import Config, override
 from xray_opt.errors import TrackingError, brief
 from xray_opt.evaluate import Predictor
-from xray_opt.mlflow_client import Connection, speaking
+from xray_opt.ledger import known_of
+from xray_opt.mlflow_client import PARENT_RUN, Connection, speaking
 from xray_opt.registry.versions import Version, aliased, find
 
 #: Where a run keeps its bundle, and a study's or a single run the base weights that cannot be fetched again.
@@ -38,6 +39,7 @@ class Loaded:
         tags: of the version or run (study, trial, digests).
         trained_on: the trainings that its base weights went through, without the lists of their films.
         version: registered version, ``NAME/NUMBER``; empty for runs and folders.
+        test_films: keys of its test films (:mod:`xray_opt.ledger`), where a folder tells them.
     """
 
     predictor: Predictor
@@ -45,6 +47,7 @@ class Loaded:
     tags: Mapping[str, str]
     trained_on: tuple[Ancestor, ...] = ()
     version: str = ""
+    test_films: frozenset[str] = frozenset()
 
     @property
     def bundle(self) -> Bundle:
@@ -121,20 +124,25 @@ def base_of_run(connection: Connection, run: Run, bundle: Bundle, scratch: Path)
     """ImageNet's, or the base that the study's run keeps, or the run itself where it has no study."""
     if bundle.base_origin == "imagenet":
         return _named_base(bundle)
-    keeper = run.data.tags.get("mlflow.parentRunId", run.info.run_id)
+    keeper = run.data.tags.get(PARENT_RUN, run.info.run_id)
     with speaking(connection.uri, f"fetch the base weights of run {keeper}"):
         return read_base(Path(connection.client.download_artifacts(keeper, BASE, str(scratch))))
 
 
 def _load_folder(folder: Path, device: torch.device) -> Loaded:
-    """A folder with ``bundle.json`` in it or in ``adapter/``, and ``base.safetensors`` in either or beside it."""
+    """A folder with ``bundle.json`` in it or in ``adapter/``, and ``base.safetensors`` in either or beside it.
+
+    What ``train --out`` wrote also tells the digest of its split and its test films.
+    """
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
     bundle = read_bundle(inner)
     places = [place / "base.safetensors" for place in (inner, folder, inner.parent)]
     kept = next((path for path in places if path.is_file()), None)
     base = read_base(kept) if kept else _named_base(bundle)
     network, bundle = load_bundle(inner, base)
-    return Loaded(Predictor(network, bundle, device), "", {}, base.trained_on)
+    split, test_films = next(filter(any, map(known_of, dict.fromkeys((folder, inner.parent)))), ("", frozenset[str]()))
+    tags = {"xray_opt.manifest_sha256": split} if split else {}
+    return Loaded(Predictor(network, bundle, device), "", tags, base.trained_on, test_films=test_films)
 
 
 def _named_base(bundle: Bundle) -> Base:

@@ -25,8 +25,9 @@ import xray_opt
 from xray_opt.adapter import Bundle, read_bundle
 from xray_opt.backbone import Base, save_base
 from xray_opt.errors import BaseMismatch
+from xray_opt.faults import disk_faults
 from xray_opt.mlflow_client import EXISTS, Connection, speaking
-from xray_opt.registry.versions import Version, as_version, settle_alias, version_for_run
+from xray_opt.registry.versions import ROBUST, Version, as_version, settle_alias, version_for_run
 
 PACKAGE = Path(xray_opt.__file__).parent
 #: What the code of a model imports; their versions are pinned to those of the training.
@@ -63,7 +64,7 @@ def register(
     Args:
         bundle_folder: local copy of the run's adapter bundle.
         base: the weights the adapter was trained on.
-        tags: study, trial, digests; git commit and validation scores are added.
+        tags: study, trial, digests; git commit, validation scores and what changed films cost are added.
         example_image: a made-up film (JPEG or PNG) for the input example, never a patient's.
 
     Raises:
@@ -98,6 +99,7 @@ def _register(
     facts |= dict(tags) | {"xray_opt.base_sha256": base.sha256}
     if commit := run.data.tags.get(COMMIT):
         facts["git_commit"] = commit
+    facts |= {key: value for key, value in run.data.tags.items() if key.startswith(ROBUST)}
     model = _log_model(connection, run, name, facts, bundle_folder, base, example_image)
     made = client.create_model_version(
         name,
@@ -150,7 +152,8 @@ def _log_model(
     )
     try:
         with tempfile.TemporaryDirectory(prefix="xray-opt-") as scratch:
-            saved = save_pyfunc(Path(scratch), model, run.info.run_id, bundle_folder, base, example_image)
+            with disk_faults():
+                saved = save_pyfunc(Path(scratch), model, run.info.run_id, bundle_folder, base, example_image)
             client.log_model_artifacts(model.model_id, str(saved))
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")

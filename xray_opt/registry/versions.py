@@ -19,8 +19,10 @@ from xray_opt.registry.moves import CANDIDATE, CHAMPION, PAUSE, READS, ROLLBACK,
 DATA = "xray_opt.manifest_sha256"
 #: Version tag that tells of the last move of the champion to it.
 MOVED = "xray_opt.moved"
-#: Version tags, or their beginnings, that say how good a version is known to be.
-EVIDENCE = ("val.", "confirmed.", "test.", "xray_opt.evidence", "xray_opt.report", "xray_opt.test_openings")
+#: Version tags, or their beginnings, that say how good a version is known to be. ``robust.SPLIT.worst`` are tags of
+#: runs as well: what is known before a run is registered comes along.
+ROBUST = "robust."
+EVIDENCE = ("val.", "confirmed.", "test.", ROBUST, "xray_opt.evidence", "xray_opt.report", "xray_opt.test_openings")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Version:
 
     @property
     def evidence(self) -> dict[str, str]:
-        """What is known of it: scores on validation, of its confirmation and on the test split; where more stands."""
+        """What is known of it: scores on validation, of its confirmation and on the test split; the worst case of
+        changed films; where more stands."""
         return {key: value for key, value in sorted(self.tags.items()) if key.startswith(EVIDENCE)}
 
 

@@ -10,44 +10,55 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from xray_opt.errors import printable, shortened
+from xray_opt.intervals import ROUGH
 
 NOTHING = "–"
 #: Letters of a text that is not broken into lines.
 SHORT = 24
 
 
-def text(value: object) -> Markup:
+def text(value: object, most: int = 300) -> Markup:
     """A value as tables show it, escaped: a ``Markup`` as it is, four decimals for scores, a dash for none and NaN."""
-    return value if isinstance(value, Markup) else escape(plain(value))
+    return value if isinstance(value, Markup) else escape(plain(value, most))
 
 
-def plain(value: object) -> str:
-    """As :func:`text`, one line without the escapes of HTML."""
+def plain(value: object, most: int = 300) -> str:
+    """As :func:`text`, one line of at most ``most`` characters without the escapes of HTML."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NOTHING
     if isinstance(value, float) and value.is_integer() and abs(value) >= 2:
         return str(int(value)) if abs(value) < 1e15 else f"{value:.3g}"
     if isinstance(value, float):
         return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
-    return shortened(str(value), 300)
+    return shortened(str(value), most)
 
 
 def ends(record: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """The 95 % interval of an ``Interval`` or ``Gain`` record, a dash where it has none."""
+    """The 95 % interval of an ``Interval`` or ``Gain`` record, ``≈`` before a rough one; a dash where it has none."""
     if not record or record.get("low") is None or record.get("high") is None:
         return NOTHING
-    sign = "+" if "p" in record else ""
-    return f"{record['low']:{sign}.{digits}f} to {record['high']:{sign}.{digits}f}"
+    sign, about = "+" if "p" in record else "", "≈ " if record.get("rough") else ""
+    return f"{about}{record['low']:{sign}.{digits}f} to {record['high']:{sign}.{digits}f}"
+
+
+def rough(records: Iterable[Mapping[str, Any]]) -> str:
+    """What ``≈`` says, where any of these records is a rough interval; else nothing."""
+    return f"≈ {ROUGH}." if any(one.get("rough") for one in records) else ""
 
 
 def gained(record: Mapping[str, Any]) -> str:
     """A ``Gain`` record in words: value, interval and p, or why there is no interval."""
-    value = record.get("value")
-    if value is None or math.isnan(value):
+    value = signed(record.get("value"))
+    if value == NOTHING:
         return NOTHING
     if record.get("low") is None:
-        return f"{value:+.4f} (no interval: {record.get('why')})"
-    return f"{value:+.4f} (95 %: {ends(record, 4)}, p {record['p']:.2g})"
+        return f"{value} (no interval: {record.get('why')})"
+    return f"{value} (95 %: {ends(record, 4)}, p {record['p']:.2g})"
+
+
+def signed(value: float | None) -> str:
+    """A difference of scores; a dash for none and NaN."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:+.4f}"
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -83,8 +94,8 @@ def _cells(row: Sequence[object], kinds: Sequence[str]) -> Markup:
 
 
 def paragraph(*parts: object, kind: str = "") -> Markup:
-    """A paragraph of escaped texts and pieces."""
-    return Markup('<p class="{}">{}</p>\n').format(kind, Markup("").join(text(part) for part in parts))
+    """A paragraph of escaped texts and pieces; its words are our own, and none of them is left out."""
+    return Markup('<p class="{}">{}</p>\n').format(kind, Markup("").join(text(part, 2000) for part in parts))
 
 
 def heading(words: str) -> Markup:

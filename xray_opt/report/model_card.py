@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from markupsafe import Markup
 
 from xray_opt.errors import printable
-from xray_opt.report.html import ends, plain
+from xray_opt.report.html import ends, plain, rough
 from xray_opt.report.records import Evidence
 from xray_opt.report.sections_evidence import worst_case
-from xray_opt.report.sections_facts import SHORTCUTS, reproducing
-from xray_opt.report.sections_scores import gain, named, opened, validation_scores
+from xray_opt.report.sections_facts import again, reproducing, shortcut_rows, study_file, study_text_of
+from xray_opt.report.sections_parts import HEADS, outside_records, part_rows, shifts
+from xray_opt.report.sections_scores import FIRST, named, opened, validation_scores
+from xray_opt.report.sections_trivial import besides, gain
 
 Lines = Iterator[str]
 
@@ -75,8 +78,9 @@ def _factors(evidence: Evidence) -> Lines:
 
 def _metrics(evidence: Evidence) -> Lines:
     one = evidence.chosen
-    yield "Scores follow scikit-learn's definitions; intervals are 95 %, from a bootstrap of patients. Threshold and"
-    yield "temperature are fitted on validation films and fixed before the test split is opened."
+    yield "Scores follow scikit-learn's definitions; intervals are 95 %, by patient: exact ones of shares and F1, those"
+    yield "of other scores from a bootstrap of patients. Threshold and temperature are fitted on validation films and"
+    yield "fixed before the test split is opened."
     if one is not None and one.threshold is not None:
         yield ""
         yield f"Threshold {plain(one.threshold)} of the calibrated probability, temperature {plain(one.temperature)}."
@@ -94,25 +98,21 @@ def _training(evidence: Evidence) -> Lines:
         yield ""
         yield "What the class is told by without looking at lungs (train and val, cross-validated by patient):"
         yield ""
-        found = evidence.shortcut
-        yield from _table(["model", "AUC", "F1"], [(words, found.get(a), found.get(b)) for words, a, b in SHORTCUTS])
+        yield from _table(["model", "AUC", "F1"], shortcut_rows(evidence))
 
 
 def _splits(evidence: Evidence, wanted: Sequence[str]) -> Lines:
     rows = [
-        (one.name, one.films, one.patients, one.normal, one.pneumonia) for one in evidence.splits if one.name in wanted
+        (one.name, one.films, one.patients, one.negative, one.positive) for one in evidence.splits if one.name in wanted
     ]
     if not rows:
         yield "Not recorded in the study's run."
         return
-    yield from _table(["split", "films", "patients", "normal", "pneumonia"], rows)
+    yield from _table(["split", "films", "patients", *map(safe, evidence.classes)], rows)
 
 
 def _analyses(evidence: Evidence) -> Lines:
-    found = {
-        name: {"value": one.value, "low": one.low, "high": one.high}
-        for name, one in validation_scores(evidence).items()
-    }
+    found = {name: asdict(one) for name, one in validation_scores(evidence).items()}
     final = evidence.final
     image, patient = (final[level]["scores"] if final else {} for level in ("image", "patient"))
     names = list(dict.fromkeys((*image, *found)))
@@ -122,11 +122,43 @@ def _analyses(evidence: Evidence) -> Lines:
         columns: tuple[Mapping[str, Mapping[str, Any]], ...] = (found, image, patient)
         rows = [(named(name), *(_cell(column.get(name)) for column in columns)) for name in names]
         yield from _table(["score", "validation films", "test films", "test patients"], rows)
+        if note := rough(one for column in columns for one in column.values()):
+            yield ""
+            yield note
+    yield from _apart(evidence)
     yield ""
     yield "Gain over the best trivial model: " + "".join(_words(part) for part in gain(evidence))
+    if beside := besides(evidence):
+        yield ""
+        yield f"{safe(beside.caption)}:"
+        yield ""
+        rows = [(name, _cell(scores["auc"]), _cell(scores["f1"])) for name, scores, _ in beside.models]
+        yield from _table(["model", "AUC", "F1"], rows)
     if worst := worst_case(evidence):
         yield ""
         yield f"Worst case among changed films: {safe(worst)}"
+
+
+def _apart(evidence: Evidence) -> Lines:
+    """Parts of the test films, and other people's films."""
+    if parts := (evidence.final or {}).get("subgroups"):
+        yield ""
+        yield "Parts of the test films, from the same opening (a kind of pneumonia is set against all normal films):"
+        yield ""
+        rows = [(*row[:3], *map(_beside, row[3::2], row[4::2])) for row in part_rows(parts)]
+        yield from _table([*HEADS[:3], *HEADS[3::2]], rows)
+    for record in outside_records(evidence):
+        scores = record["image"]["scores"]
+        yield ""
+        yield f"Other people's films, set {safe(record.get('set', ''))}, {safe(record['films'])} films of "
+        yield f"{safe(record['patients'])} patients: {safe(' '.join(shifts(record)))}"
+        yield ""
+        named_scores = [(named(name), _cell(scores.get(name))) for name in FIRST]
+        yield from _table(["score", "films"], named_scores)
+
+
+def _beside(value: object, between: object) -> str:
+    return f"{plain(value)} ({between})" if between else plain(value)
 
 
 def _words(part: object) -> str:
@@ -153,10 +185,18 @@ def _caveats(evidence: Evidence) -> Lines:
     if not evidence.confirmation:
         yield "- The setting was not confirmed with new seeds: its search score is that of a winner among many."
     yield ""
-    yield "Do it again:"
+    yield f"Do it again, with this study file as `{study_file(evidence)}`:"
+    yield from _code("yaml", study_text_of(evidence).splitlines())
+    yield from _code("sh", again(evidence))
     yield ""
-    yield "```sh"
-    yield from (printable(line).replace("```", "'''") for line in reproducing(evidence))
+    yield "Or look again at the runs that it left in MLflow:"
+    yield from _code("sh", reproducing(evidence))
+
+
+def _code(kind: str, lines: Iterable[str]) -> Lines:
+    yield ""
+    yield f"```{kind}"
+    yield from (printable(line).replace("```", "'''") for line in lines)
     yield "```"
 
 

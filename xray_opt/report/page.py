@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from xray_opt.report import sections_evidence as more
 from xray_opt.report import sections_facts as facts
-from xray_opt.report import sections_front
+from xray_opt.report import sections_front, sections_parts
 from xray_opt.report import sections_scores as scores
 from xray_opt.report import sections_study as study
 from xray_opt.report.html import text
@@ -35,6 +35,7 @@ SECTIONS = (
     Section("confirmation", "Confirmation", study.confirmation),
     Section("validation", "Validation films", scores.validation),
     Section("test", "The sealed test split", scores.sealed_test),
+    Section("outside", "Other people's films", sections_parts.outside),
     Section("rivals", "LoRA beside other trainings", more.rivals),
     Section("robustness", "Changed films", more.robustness),
     Section("explained", "Where it looks", more.explained),

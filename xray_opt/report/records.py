@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xray_opt.leaderboard import Opening
+from xray_opt.dataset import LABELS
+from xray_opt.errors import printable
+from xray_opt.leaderboard import Opening, look_of
+from xray_opt.ledger import OUTSIDE_RECORDS, TRIVIAL_RECORD, Look
 from xray_opt.tuning import StudyRecord
 
 #: Records of ``evaluate --robustness`` by split; the sheet of ``explain`` and its table.
 ROBUST = {"val": "robustness-val.json", "test": "robustness-test.json"}
 SHEET, EXPLAINED = "explain-val/explain.png", "explain-val/explain.csv"
 #: Artifacts of the chosen model's run that sections read, from ``Evidence.files``; those that show films.
-ARTIFACTS: tuple[str, ...] = (*ROBUST.values(), SHEET, EXPLAINED)
+ARTIFACTS: tuple[str, ...] = (*ROBUST.values(), TRIVIAL_RECORD, SHEET, EXPLAINED)
+#: Records of ``evaluate --split all``, one a set of other people's films.
+OUTSIDE = OUTSIDE_RECORDS
 SHOWING_FILMS = (SHEET, EXPLAINED)
 
 
@@ -42,7 +48,7 @@ class Chosen:
     Attributes:
         run: its MLflow run.
         why: by what it was chosen, as the end of a sentence.
-        threshold: calibrated probability from which a film is called pneumonia.
+        threshold: calibrated probability from which a film is called the positive class.
         settings: every setting of its run by dotted name.
         versions: its registered versions, in words.
     """
@@ -63,8 +69,8 @@ class Split:
     name: str
     films: int
     patients: int
-    normal: int
-    pneumonia: int
+    negative: int
+    positive: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Evidence:
         made: when the records were read.
         importances: param → share for F1 (PED-ANOVA); empty where too few trials are complete.
         importances_second: the same for the study's second objective, if it has one.
+        looks: every look at the study's test films that is known, for whatever study's model, oldest first.
         final: the record of ``finalize`` for the chosen model (``Final.to_dict``).
         validation, test: the chosen model's predictions; those of test as ``finalize`` recorded them.
         splits: train, val, test.
@@ -82,7 +89,9 @@ class Evidence:
         audit: the last audit of the study's split on this machine (``Audit.to_dict``).
         environment: what the chosen run says of where it ran, by name.
         hosts: machine → number of the study's runs that it did.
-        files: artifact of the chosen run (those of ``ARTIFACTS`` that it has) → content.
+        files: artifact of the chosen run (those of ``ARTIFACTS`` that it has, and those that start with ``OUTSIDE``) →
+            content.
+        no_trivial: why no trivial models stand beside the model on validation, where they do not; no film is named.
     """
 
     study: StudyRecord
@@ -91,6 +100,7 @@ class Evidence:
     importances: Mapping[str, float] = field(default_factory=dict)
     importances_second: Mapping[str, float] = field(default_factory=dict)
     openings: tuple[Opening, ...] = ()
+    looks: tuple[Look, ...] = ()
     chosen: Chosen | None = None
     final: Mapping[str, Any] | None = None
     validation: Predictions | None = None
@@ -101,6 +111,12 @@ class Evidence:
     environment: Mapping[str, str] = field(default_factory=dict)
     hosts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    no_trivial: str = ""
+
+    @property
+    def all_looks(self) -> tuple[Look, ...]:
+        """``looks``; where none are told, the study's own openings."""
+        return self.looks or tuple(look_of(one, self.study.name) for one in self.openings)
 
     @property
     def confirmation(self) -> Mapping[str, Any] | None:
@@ -111,6 +127,13 @@ class Evidence:
     def rules(self) -> Mapping[str, Any]:
         """What must not change within the study: ``fixed`` settings, ``space``, ``seed``."""
         return self.study.notes.get("rules") or {}
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """What the negative and the positive class are called, in small letters as in running text."""
+        fixed = self.rules.get("fixed") or {}
+        negative, positive = (fixed.get(f"data.{what}") for what in ("negative", "positive"))
+        return printable(str(negative or LABELS[0])).lower(), printable(str(positive or LABELS[1])).lower()
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -133,3 +156,8 @@ class Evidence:
     def categorical(self) -> frozenset[str]:
         """The params that were searched as choices, whatever their values are."""
         return frozenset(item["name"] for item in self.rules.get("space", ()) if item.get("kind") == "categorical")
+
+
+def command_of(evidence: Evidence, verb: str) -> str:
+    """The command that goes on with a study: the file that it was started with is not among its records."""
+    return f"xray-opt {verb} --study FILE --name {shlex.quote(evidence.study.name)}"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from xray_opt.report import figures_evidence as drawings
 from xray_opt.report.forest import Line
 from xray_opt.report.html import ends, figure, figures, gained, heading, missing, paragraph, picture, table
-from xray_opt.report.records import EXPLAINED, ROBUST, SHEET, Evidence
+from xray_opt.report.records import EXPLAINED, ROBUST, SHEET, Evidence, command_of
 
 #: How contenders of ``baseline`` are called where people read; trivial models have names already.
 CONTENDERS = {"lora": "LoRA", "linear": "linear probe", "full": "full fine-tune"}
@@ -41,14 +41,25 @@ def suite(evidence: Evidence, split: str = "val") -> Record | None:
     return record if isinstance(record, dict) and wanted <= record.keys() and record["conditions"] else None
 
 
+def worst_on(evidence: Evidence, split: str) -> Record | None:
+    """The change of a split's films that flips most decisions; none where that was not asked."""
+    record = suite(evidence, split)
+    return record and next(one for one in record["conditions"] if one["name"] == record["worst"])
+
+
 def worst_case(evidence: Evidence) -> str | None:
-    """The change of the films that flips most decisions, in words; none where that was not asked."""
-    split, record = next(((one, found) for one in SPLITS if (found := suite(evidence, one))), ("", None))
-    if record is None:
+    """The change that flips most decisions, of the test films where that is known, and the goals; in words."""
+    split = next((one for one in ("test", "val") if suite(evidence, one)), None)
+    if split is None:
         return None
-    worst = next(one for one in record["conditions"] if one["name"] == record["worst"])
+    worst, goals = worst_on(evidence, split) or {}, (suite(evidence, split) or {})["goals"]
     auc = "not known" if worst["auc"]["value"] is None else f"{worst['auc']['value']:.3f}"
-    return f"{worst['name']} ({SPLITS[split]} films): AUC {auc}, {share(worst['flipped'])} of the decisions flipped."
+    words = f"{worst['name']} ({SPLITS[split]} films): AUC {auc}, {share(worst['flipped'])} of the decisions flipped."
+    return f"{words} Goals: {'; '.join(map(_goal, goals))}."
+
+
+def _goal(goal: Record) -> str:
+    return f"under {100 * goal['limit']:.0f} % flipped by {goal['what']}: {goal['verdict']} ({share(goal['flipped'])})"
 
 
 def share(one: Record) -> str:
@@ -62,10 +73,7 @@ def share(one: Record) -> str:
 
 def _suite(split: str, record: Record) -> Markup:
     name, films = f"robust-{split}", f"{record['films']} {SPLITS[split]} films of {record['patients']} patients"
-    goals = [
-        f"Under {100 * one['limit']:.0f} % flipped by {one['what']}: {one['verdict']} ({share(one['flipped'])}). "
-        for one in record["goals"]
-    ]
+    goals = [f"{words[0].upper()}{words[1:]}. " for words in map(_goal, record["goals"])]
     changed, hidden = record["conditions"], record["masks"]
     flipped = [_line(one["name"], one["flipped"], 100) for one in changed]
     scored = [_line(one["name"], one["auc"]) for one in (record["plain"], *changed)]
@@ -153,7 +161,7 @@ def rivals(evidence: Evidence) -> Markup:
     notes = evidence.study.notes
     found = [(split, record) for split in SPLITS if (record := notes.get(f"baseline_{split}"))]
     if not found:
-        return missing("LoRA was not compared with other trainings", f"xray-opt baseline --study {evidence.study.name}")
+        return missing("LoRA was not compared with other trainings", command_of(evidence, "baseline"))
     return Markup("").join(_rivals(split, record) for split, record in found)
 
 

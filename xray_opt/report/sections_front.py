@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from xray_opt.report import figures_front, figures_study
 from xray_opt.report.html import ends, figure, figures, missing, paragraph, short_names, table
-from xray_opt.report.records import Evidence
+from xray_opt.report.records import Evidence, command_of
 
 #: Objective → what it is, as the end of a sentence.
 MEANINGS = {
@@ -22,7 +22,7 @@ def front(evidence: Evidence) -> Markup:
     if study.second is None:
         return Markup("")
     if not study.front:
-        return missing("No trial is complete", f"xray-opt tune --study {study.name}")
+        return missing("No trial is complete", command_of(evidence, "tune"))
     meaning = MEANINGS.get(study.second, study.second)
     return Markup("").join(
         (

@@ -9,12 +9,14 @@ from typing import Any
 from markupsafe import Markup
 
 from xray_opt.intervals import Interval, Patients, json_ready, scored
+from xray_opt.leaderboard import looks_told
 from xray_opt.metrics import Cases
-from xray_opt.report import curves
+from xray_opt.report import curves, sections_trivial
 from xray_opt.report import figures_scores as drawings
-from xray_opt.report.html import ends, figure, figures, gained, heading, missing, paragraph, table
-from xray_opt.report.records import Evidence, Predictions
-from xray_opt.report.sections_evidence import worst_case
+from xray_opt.report.html import ends, figure, figures, heading, missing, paragraph, rough, table
+from xray_opt.report.records import Evidence, Predictions, command_of
+from xray_opt.report.sections_evidence import worst_case, worst_on
+from xray_opt.report.sections_parts import parts_of_test
 
 NOT_CLINICAL = "Not for clinical use."
 #: Scores of the headline.
@@ -41,7 +43,7 @@ def headline(evidence: Evidence) -> Markup:
         (
             paragraph(*_chosen(evidence)),
             _first_scores(evidence),
-            paragraph(Markup("<b>Gain over the best trivial model.</b> "), *gain(evidence)),
+            sections_trivial.section(evidence),
             paragraph(Markup("<b>Worst case.</b> "), worst_case(evidence) or "not known: no changed films were tried."),
             paragraph(Markup("<b>Test split.</b> "), opened(evidence)),
         )
@@ -67,12 +69,24 @@ def _first_scores(evidence: Evidence) -> Markup:
     for name in FIRST:
         columns = (_record(found.get(name)), image.get(name), patient.get(name))
         rows.append([named(name), *(cell for one in columns for cell in (one and one["value"], ends(one)))])
+    rows += _worst_rows(evidence)
     sizes = len(evidence.validation.labels) if evidence.validation else 0
     heads = ["score", f"{sizes} validation films", "95 %"]
     heads += [f"{final[level]['cases']} test {what}" for level, what in LEVELS] if final else ["test films", "patients"]
     heads = [*heads[:4], "95 %", heads[4], "95 %"]
     note = "The threshold was fitted to the validation films, so scores at it are a little too high there."
     return table("Scores at the threshold fixed on validation", heads, rows) + paragraph(note, kind="note")
+
+
+def _worst_rows(evidence: Evidence) -> list[list[object]]:
+    """What the worst change of the films costs, in the columns of films; patients are not asked about it."""
+    found = [worst_on(evidence, split) for split in ("val", "test")]
+    if not any(found):
+        return []
+    return [
+        [words, *(cell for one in (*(each and each[key] for each in found), None) for cell in _two(one))]
+        for words, key in (("share flipped, worst case", "flipped"), ("AUC, worst case", "auc"))
+    ]
 
 
 LEVELS = (("image", "films"), ("patient", "patients"))
@@ -82,31 +96,9 @@ def _record(one: Interval | None) -> dict[str, Any] | None:
     return None if one is None else json_ready(asdict(one))
 
 
-def gain(evidence: Evidence) -> list[object]:
-    """What the model is better by than a model that looks at no lungs, and what that says."""
-    final = evidence.final
-    if final is None:
-        command = f"xray-opt finalize --model runs:/{evidence.chosen.run}" if evidence.chosen else "xray-opt finalize"
-        return ["not known; this opens the test split once: ", Markup("<code>{}</code>").format(command)]
-    head = final["headline"]
-    low, high = head.get("low"), head.get("high")
-    if low is None or high is None:
-        says = ""
-    elif low > 0:
-        says = " The model is better than one that looks at no lungs."
-    elif high < 0:
-        says = " The model is worse than one that looks at no lungs."
-    else:
-        says = " The model is not told apart from one that looks at no lungs."
-    return [f"AUC {gained(head)} over {head['over']}, paired by patient, on the test films.", says]
-
-
 def opened(evidence: Evidence) -> str:
-    """How often the test split was opened."""
-    count = len(evidence.openings)
-    if not count:
-        return "Sealed, never opened."
-    return "Opened once." if count == 1 else f"Opened {count} times: only the first look was free of any choice."
+    """How often the test films were opened, for this study's models and for others, and what that means."""
+    return looks_told(evidence.all_looks, evidence.openings, evidence.study.name)
 
 
 def _threshold(evidence: Evidence) -> float:
@@ -119,7 +111,7 @@ def validation(evidence: Evidence) -> Markup:
     own = evidence.validation
     if own is None or not len(own.labels):
         what = "The chosen model's validation predictions were not found"
-        return missing(what, f"xray-opt tune --study {evidence.study.name}")
+        return missing(what, command_of(evidence, "tune"))
     found = {name: _record(one) or {} for name, one in validation_scores(evidence).items()}
     threshold = _threshold(evidence)
     truth, called = own.labels == 1, own.probabilities >= threshold
@@ -130,15 +122,20 @@ def validation(evidence: Evidence) -> Markup:
         "false_negative": int((truth & ~called).sum()),
     }
     return (
-        _curves("validation", "validation films", own, found, threshold)
-        + drawings.confusion(f"Validation films at threshold {threshold:.4f}", counts)
+        _curves("validation", "validation films", own, found, threshold, evidence.classes)
+        + drawings.confusion(f"Validation films at threshold {threshold:.4f}", counts, evidence.classes)
         + heading("All scores")
         + _all_scores("Validation films", (("films", found),))
     )
 
 
 def _curves(
-    name: str, what: str, own: Predictions, scores: Mapping[str, Mapping[str, Any]], threshold: float
+    name: str,
+    what: str,
+    own: Predictions,
+    scores: Mapping[str, Mapping[str, Any]],
+    threshold: float,
+    classes: tuple[str, str],
 ) -> Markup:
     if not curves.both_classes(own):
         return paragraph(f"A class is missing among the {what}: there are no curves.", kind="missing")
@@ -151,15 +148,15 @@ def _curves(
     band = roc.why or "Band: the middle 95 % of resamples of patients."
     return figures(
         figure(
-            drawings.roc(name, what, roc, (alarms, sensitivity), words["auc"]),
+            drawings.roc(name, what, roc, (alarms, sensitivity), words["auc"], classes),
             f"ROC, {what}. AUC {words['auc']}. {band} Ring: the threshold.",
         ),
         figure(
             drawings.precision_recall(name, what, pr, mark, words["auprc"], float(truth.mean())),
-            f"Precision–recall, {what}. Average precision {words['auprc']}. Dotted: the share of pneumonia.",
+            f"Precision–recall, {what}. Average precision {words['auprc']}. Dotted: the share of {classes[1]}.",
         ),
         figure(
-            drawings.reliability(name, what, curves.reliability(own), words["ece"]),
+            drawings.reliability(name, what, curves.reliability(own), words["ece"], classes[1]),
             f"Reliability, {what}. ECE {words['ece']}. Larger points hold more films; bars only from ten patients on.",
         ),
     )
@@ -175,9 +172,10 @@ def _all_scores(caption: str, levels: tuple[tuple[str, Mapping[str, Mapping[str,
     names = list(dict.fromkeys(name for _, scores in levels for name in scores))
     heads = ["score", *(head for what, _ in levels for head in (what, "95 %"))]
     rows = [[named(name), *(cell for _, scores in levels for cell in _two(scores.get(name)))] for name in names]
-    reasons = {one["why"] for _, scores in levels for one in scores.values() if one.get("why")}
-    notes = Markup("").join(paragraph(f"No interval: {why}", kind="note") for why in sorted(reasons))
-    return table(caption, heads, rows) + notes
+    every = [one for _, scores in levels for one in scores.values()]
+    words = [f"No interval: {why}" for why in sorted({one["why"] for one in every if one.get("why")})]
+    notes = (paragraph(one, kind="note") for one in (*filter(None, [rough(every)]), *words))
+    return table(caption, heads, rows) + Markup("").join(notes)
 
 
 def _two(one: Mapping[str, Any] | None) -> tuple[object, str]:
@@ -195,41 +193,36 @@ def sealed_test(evidence: Evidence) -> Markup:
     threshold = f"threshold {final['threshold']:.4f} ({final['rule']}), temperature {final['temperature']:.3f}"
     parts.append(paragraph(f"{image['cases']} films of {image['patients']} patients, {threshold}."))
     if evidence.test is not None:
-        parts.append(_curves("test", "test films", evidence.test, image["scores"], final["threshold"]))
+        parts.append(
+            _curves("test", "test films", evidence.test, image["scores"], final["threshold"], evidence.classes)
+        )
     else:
         parts.append(missing("The films' probabilities were not recorded", "xray-opt finalize --again"))
     parts += [
-        drawings.confusion("Test films", image["confusion"]),
-        drawings.confusion("Test patients", patient["confusion"]),
+        drawings.confusion("Test films", image["confusion"], evidence.classes),
+        drawings.confusion("Test patients", patient["confusion"], evidence.classes),
         heading("All scores"),
         _all_scores("Test split", (("films", image["scores"]), ("patients", patient["scores"]))),
+        heading("Parts of the films"),
+        parts_of_test(evidence),
         heading("Beside trivial models, on the same films"),
-        _baselines(final),
+        sections_trivial.beside_trivial(final["baselines"]),
     ]
     return Markup("").join(parts)
 
 
 def _openings(evidence: Evidence) -> Markup:
-    if not evidence.openings:
+    if not evidence.all_looks:
         return Markup("")
     rows = [
-        [one.when[:19].replace("T", " "), one.who, one.by, "–" if one.trial is None else f"trial {one.trial}", one.why]
-        for one in evidence.openings
-    ]
-    return table("Openings of the test split", ["when", "who", "by", "for", "why"], rows)
-
-
-def _baselines(final: Mapping[str, Any]) -> Markup:
-    rows = [
         [
-            one["name"],
-            one["image"]["scores"]["auc"]["value"],
-            ends(one["image"]["scores"]["auc"]),
-            one["image"]["scores"]["f1"]["value"],
-            gained(one["gains"]["auc"]),
-            gained(one["gains"]["f1"]),
+            one.when[:19].replace("T", " "),
+            one.who,
+            one.by,
+            one.study or "–",
+            "–" if one.trial is None else f"trial {one.trial}",
+            one.why,
         ]
-        for one in final["baselines"]
+        for one in evidence.all_looks
     ]
-    heads = ["trivial model", "AUC", "95 %", "F1", "gain in AUC", "gain in F1"]
-    return table("The model's gain over models that look at no lungs, paired by patient", heads, rows)
+    return table("Openings of the test films", ["when", "who", "by", "study", "for", "why"], rows)

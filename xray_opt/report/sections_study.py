@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from xray_opt.leaderboard import confirmed_scores, interval_of
 from xray_opt.report import figures_study as drawings
-from xray_opt.report.html import ends, figure, figures, gained, heading, missing, paragraph, short_names, table
-from xray_opt.report.records import Evidence
+from xray_opt.report.html import ends, figure, figures, gained, heading, missing, paragraph, short_names, signed, table
+from xray_opt.report.records import Evidence, command_of
 from xray_opt.tuning import TrialRecord
 
 #: So many trials stand in the leaderboard.
@@ -21,7 +22,7 @@ def search(evidence: Evidence) -> Markup:
     """Counts, history, epochs, importances, parallel coordinates, slices."""
     study = evidence.study
     if not study.trials:
-        return missing("The study has no trial yet", f"xray-opt tune --study {study.name}")
+        return missing("The study has no trial yet", command_of(evidence, "tune"))
     states = Counter("failed" if trial.state == "FAIL" else trial.state.lower() for trial in study.trials)
     reasons = Counter(trial.reason or "error" for trial in study.trials if trial.state == "FAIL")
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -58,12 +59,13 @@ def leaderboard(evidence: Evidence) -> Markup:
     """Every trial, best first; confirmed scores where a confirmation retrained the setting."""
     study = evidence.study
     if not study.trials:
-        return missing("No trial is over", f"xray-opt tune --study {study.name}")
+        return missing("No trial is over", command_of(evidence, "tune"))
     trials = study.listed
     front = {trial.number for trial in study.front} if study.second else set()
     names = short_names(evidence.params)
-    confirmed = {one["trial"]: one["confirmed"] for one in (evidence.confirmation or {}).get("settings", ())}
-    heads = ["trial", "state", "val F1", *([study.second, "front"] if study.second else []), "val AUC"]
+    confirmed = confirmed_scores(evidence.confirmation)
+    heads = ["trial", "state", "val F1", "95 %", *([study.second, "front"] if study.second else [])]
+    heads += ["val AUC", "95 %"]
     heads += [*(["confirmed F1", "95 %"] if confirmed else []), *names.values()]
     rows = [_row(trial, list(names), confirmed, front, study.second is not None) for trial in trials[:MOST_ROWS]]
     shown = f"{study.name}: validation scores" + (f", the first {MOST_ROWS} trials" if len(trials) > MOST_ROWS else "")
@@ -74,8 +76,10 @@ def leaderboard(evidence: Evidence) -> Markup:
         table(shown, heads, rows)
         + more
         + paragraph(
-            "A trial's own score is that of a winner among many, and has no interval of its own; the confirmed score "
-            "is the mean of new seeds.",
+            "A trial's own 95 % is over the validation patients, of that trial by itself (a dash where none was kept, "
+            "a class has under 10 patients, or its setting was confirmed). The best of N trials is the best by luck as "
+            "well, so its interval is none of the winner's, and nothing is chosen by it: for that there is the "
+            "confirmed score, the mean of new seeds.",
             kind="note",
         )
     )
@@ -85,9 +89,11 @@ def _row(
     trial: TrialRecord, names: list[str], confirmed: Mapping[int, Mapping[str, Any]], front: set[int], two: bool
 ) -> list[object]:
     state = trial.state.lower() + (f" ({trial.reason})" if trial.reason else "")
-    row: list[object] = [trial.number, state, trial.value]
+    own = {name: None if trial.number in confirmed else interval_of(trial, name) for name in ("f1", "auc")}
+    f1, auc = (ends(both and {"low": both[0], "high": both[1]}) for both in own.values())
+    row: list[object] = [trial.number, state, trial.value, f1]
     row += [trial.second, "★" if trial.number in front else ""] if two else []
-    row.append(trial.notes.get("val.auc"))
+    row += [trial.notes.get("val.auc"), auc]
     if confirmed:
         one = confirmed.get(trial.number)
         row += [one and one["value"], ends(one)]
@@ -98,16 +104,14 @@ def confirmation(evidence: Evidence) -> Markup:
     """Search scores against new seeds, the winner's lead."""
     verdict = evidence.confirmation
     if not verdict:
-        return missing(
-            "Whether the winner is really better was not tried", f"xray-opt confirm --study {evidence.study.name}"
-        )
+        return missing("Whether the winner is really better was not tried", command_of(evidence, "confirm"))
     rows = [
         [
             f"trial {one['trial']}",
             one["search"],
             one["confirmed"]["value"],
             ends(one["confirmed"]),
-            one["gap"]["value"],
+            signed(one["gap"]["value"]),
             ends(one["gap"]),
             one["lower"],
             len(one["seeds"]),
@@ -135,7 +139,7 @@ def confirmation(evidence: Evidence) -> Markup:
 def _verdict(verdict: Mapping[str, Any]) -> list[str]:
     """Who won, and what the lead says."""
     if verdict["winner"] is None:
-        return ["No setting won: none has an interval."]
+        return ["No setting won: none has an interval, or none finds any pneumonia."]
     lead, first = verdict.get("lead"), f"Trial {verdict['winner']} has the highest lower end."
     if not lead or lead["value"] is None:
         return [first]

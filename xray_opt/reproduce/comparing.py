@@ -10,6 +10,14 @@ from typing import Any
 from xray_opt.intervals import json_ready
 from xray_opt.reproduce.recording import Recording
 
+#: How far a learning rate may be off, as a share: it is computed from settings alone, so another one is another
+#: training, however small both are.
+SAME_RATE = 1e-9
+#: Values without a scale of their own, by the end of their names: they are held against the largest recorded one.
+OWN_SCALE = ("loss", "temperature")
+#: The only device on which the same machine promises the same bits.
+EXACT = "cpu"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -42,8 +50,8 @@ class Judge:
     """Holds values against a recording as they come.
 
     Attributes:
-        first: first difference of any size; ``beyond`` the first one above the tolerance.
-        largest: largest difference of a number.
+        first: first difference of any size; ``beyond`` the first one above what is allowed.
+        largest: largest difference of a number, measured by what is allowed.
     """
 
     def __init__(self, recording: Recording, tolerance: float) -> None:
@@ -53,6 +61,16 @@ class Judge:
         self.first: Difference | None = None
         self.beyond: Difference | None = None
         self.largest: Difference | None = None
+
+    def allowed(self, name: str) -> float:
+        """How far a value may be off: a score by the tolerance, a loss by that share of the largest recorded one."""
+        if name == "learning_rate":
+            return SAME_RATE * self._largest_recorded(name)
+        return self.tolerance * (self._largest_recorded(name) if name.endswith(OWN_SCALE) else 1)
+
+    def _largest_recorded(self, name: str) -> float:
+        every = (*self.recording.epochs.values(), self.recording.best)
+        return max((abs(one[name]) for one in every if math.isfinite(one.get(name, math.nan))), default=0.0)
 
     def epoch(self, number: int, values: Mapping[str, float]) -> None:
         """The values of an epoch; one that was not recorded is a difference."""
@@ -83,10 +101,14 @@ class Judge:
 
     def _note(self, found: Difference, numeric: bool = True) -> None:
         self.first = self.first or found
-        if self.beyond is None and (not numeric or found.size > self.tolerance):
+        if self.beyond is None and (not numeric or found.size > self.allowed(found.name)):
             self.beyond = found
-        if numeric and (self.largest is None or found.size > self.largest.size):
+        if numeric and (self.largest is None or self._share(found) > self._share(self.largest)):
             self.largest = found
+
+    def _share(self, found: Difference) -> float:
+        allowed = self.allowed(found.name)
+        return found.size / allowed if allowed else math.inf
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,9 @@ class Reproduction:
     """How a rerun came out.
 
     Attributes:
-        verdict: ``equal`` (bit for bit), ``within`` the tolerance, or ``different``.
+        verdict: ``equal`` (bit for bit); ``within`` the tolerance, on another environment or a GPU; ``unequal``: within
+            it too, though all that is recorded of the environment is the same, so that the bits should be; or
+            ``different``.
         epochs: how many were compared; the rerun ends behind a difference beyond the tolerance.
         environment: what differs of versions and machine, recorded and here.
         first, beyond, largest: see :class:`Judge`.
@@ -111,6 +135,11 @@ class Reproduction:
     beyond: Difference | None
     largest: Difference | None
 
+    @property
+    def reproduced(self) -> bool:
+        """Whether the run came out as it should where this was asked."""
+        return self.verdict in ("equal", "within")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         plain: dict[str, Any] = json_ready(asdict(self))
@@ -119,8 +148,10 @@ class Reproduction:
 
 def reproduction(judge: Judge, environment: tuple[tuple[str, str, str], ...]) -> Reproduction:
     """The verdict."""
-    verdict = "different" if judge.beyond else "within" if judge.first else "equal"
     recording = judge.recording
+    exact = not environment and recording.tags.get("xray_opt.device") == EXACT
+    small = "unequal" if exact else "within"
+    verdict = "different" if judge.beyond else small if judge.first else "equal"
     return Reproduction(
         recording.run_id,
         recording.state,

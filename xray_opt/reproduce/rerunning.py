@@ -20,7 +20,7 @@ from xray_opt.dataset import Manifest, prepare, redrawn
 from xray_opt.errors import ConfigError, DataError, ModelError, TrackingError, shortened
 from xray_opt.experiment import save_best
 from xray_opt.kept_base import kept_path
-from xray_opt.mlflow_client import Connection, connect, speaking
+from xray_opt.mlflow_client import PARENT_RUN, Connection, connect, speaking
 from xray_opt.places import Place
 from xray_opt.registry import BASE
 from xray_opt.reproduce.comparing import Judge, Reproduction, reproduction
@@ -221,6 +221,6 @@ def _base(recording: Recording, connection: Connection, workspace: Workspace, we
 
 
 def _stored_base(recording: Recording, connection: Connection, folder: str) -> Path:
-    keeper = recording.tags.get("mlflow.parentRunId", recording.run_id)
+    keeper = recording.tags.get(PARENT_RUN, recording.run_id)
     with speaking(connection.uri, f"fetch the base weights of run {keeper}"):
         return Path(connection.client.download_artifacts(keeper, BASE, folder))

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xray_opt.intervals import LEAST, Gain, Interval, Patients, gain, interval, resampled
+from xray_opt.intervals import (
+    LEAST,
+    Gain,
+    Interval,
+    Patients,
+    gain,
+    interval,
+    resampled,
+    share,
+    tallies,
+    tally,
+)
 from xray_opt.metrics import Cases, weighted_scores
 
 Floats = NDArray[np.float64]
@@ -83,12 +94,25 @@ class Robustness:
         """The condition that is named ``worst``."""
         return next(one for one in self.conditions if one.name == self.worst)
 
+    def told(self) -> str:
+        """The worst case in a line, with intervals and the threshold that its decisions were made at."""
+        one = self.worst_case
+        auc, flipped = _told(one.auc), _told(one.flipped, 100, 1)
+        return f"{one.name}: AUC {auc}, {flipped} % flipped at threshold {self.threshold:.4f}"
+
     def metrics(self, split: str) -> dict[str, float]:
         """The few numbers that are logged as metrics: ``robust.val.worst_flipped``, …"""
         worst = self.worst_case
         found = {"worst_flipped": worst.flipped.value, "worst_auc": min(one.auc.value for one in self.conditions)}
         found |= {f"flipped_{name}": goal.flipped.value for name, goal in zip(("jpeg", "cut"), self.goals, strict=True)}
         return {f"robust.{split}.{name}": value for name, value in found.items() if value == value}
+
+
+def _told(one: Interval, factor: float = 1, digits: int = 3) -> str:
+    value = f"{factor * one.value:.{digits}f}"
+    if one.low is None or one.high is None:
+        return value
+    return f"{value} ({factor * one.low:.{digits}f} to {factor * one.high:.{digits}f})"
 
 
 def judge(
@@ -138,25 +162,22 @@ def _conditions(
 
     def statistic(weights: Floats) -> Mapping[str, Floats]:
         values: dict[str, Floats] = {}
-        for number, (one, flipped) in enumerate(zip(cases, flips, strict=True)):
+        for number, one in enumerate(cases):
             scores = weighted_scores(one, weights, threshold)
             values |= {f"auc.{number}": scores["auc"], f"f1.{number}": scores["f1"]}
             values[f"change.{number}"] = scores["auc"] - values["auc.0"]
-            values[f"flipped.{number}"] = weights @ flipped / weights.sum(axis=1)
         return values
 
     plain = statistic(np.ones((1, len(labels))))
     drawn = resampled(statistic, whose)
-    both = [whose.having(labels == 1), whose.having(labels == 0)]
+    both, every = [whose.having(labels == 1), whose.having(labels == 0)], np.ones(len(labels), dtype=bool)
 
     def condition(number: int, name: str) -> Condition:
-        def ends(score: str, having: Sequence[int]) -> Interval:
-            key = f"{score}.{number}"
-            return interval(score, float(plain[key][0]), drawn[key], having)
-
-        key = f"change.{number}"
-        change = gain(float(plain[key][0]), drawn[key], both)
-        return Condition(name, ends("auc", both), ends("f1", both[:1]), change, ends("flipped", [whose.count]))
+        values = {score: float(plain[f"{score}.{number}"][0]) for score in ("auc", "f1", "change")}
+        f1 = share(tallies(cases[number], whose, threshold)["f1"], values["f1"], both[:1])
+        flipped = share(tally(flips[number], every, whose), float(flips[number].mean()), [whose.count])
+        area = interval("auc", values["auc"], drawn[f"auc.{number}"], both)
+        return Condition(name, area, f1, gain(values["change"], drawn[f"change.{number}"], both), flipped)
 
     return [condition(number, name) for number, name in enumerate(names)]
 
@@ -176,16 +197,16 @@ def _goal(what: str, about: Sequence[Condition]) -> Goal:
 def _shortcuts(masks: Sequence[Condition], enough: bool) -> list[str]:
     """What the painted films tell: a loss where no lungs were hidden, and an AUC above chance where they were.
 
-    Where there are ``enough`` patients for an interval and yet none, all resamples agree: the value is both ends.
+    Where there are ``enough`` patients for an interval and yet a change has none, all resamples agree: its value is
+    both ends.
     """
     lines = []
     for one in masks if enough else ():
         where = one.name.removesuffix(" painted out")
         change, auc = one.auc_change, one.auc
         high = change.value if change.high is None else change.high
-        low = auc.value if auc.low is None else auc.low
         if one.name in HIDDEN and high < -LEAST_LOSS:
             lines.append(f"it reads the {where}: AUC {change.value:+.3f} without, at least {-high:.3f} less")
-        if one.name == LUNGS and low > 0.5:
-            lines.append(f"it tells the class without the lungs: AUC {auc.value:.3f}, at least {low:.3f}")
+        if one.name == LUNGS and auc.low is not None and auc.low > 0.5:
+            lines.append(f"it tells the class without the lungs: AUC {auc.value:.3f}, at least {auc.low:.3f}")
     return lines

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from xray_opt.places import Place
 from xray_opt.scoring.evaluating import cases_of
 from xray_opt.scoring.film_files import film_files
 from xray_opt.scoring.levels import levels
-from xray_opt.scoring.selecting import select
+from xray_opt.scoring.outside import NOT_ELSEWHERE, Elsewhere
+from xray_opt.scoring.selecting import Selection, select
 from xray_opt.tracking import log_run_file
 
 #: Films on one sheet at most, and how many of the worst where nothing is said.
@@ -50,12 +51,18 @@ class Explained:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A sheet that was written, and its films in order; ``wrong`` of them have another label than answer."""
+    """A sheet that was written, and its films in order; ``wrong`` of them have another label than answer.
+
+    ``left_out``, ``own_known`` and ``looks`` are those of ``Evaluation``.
+    """
 
     films: tuple[Explained, ...]
     wrong: int
     sheet: Path
     table: Path
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    own_known: bool = True
+    looks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class _Asked:
     connection: Connection
     threshold: float
     films: tuple[tuple[Path, str | None], ...]
+    chosen: Selection | None = None
 
 
 def explain(
@@ -80,6 +88,7 @@ def explain(
     device: str = "auto",
     place: Place = Place(),
     sensitivity: float | None = None,
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> Explanation:
     """Write a sheet of films with heat maps, and a table of them, into the new folder ``out``; log the sheet.
 
@@ -87,7 +96,8 @@ def explain(
         films: files and folders to show.
         split: where to look for the films that the model is most wrong about; see ``evaluate``.
         worst: how many of them; none means 8 where no films are named, and else 0.
-        why: the reason for opening ``test``, which is recorded.
+        why: the reason for opening ``test`` or sealed films of another folder, which is recorded.
+        elsewhere: with the split ``all``, how that folder is read.
 
     Raises:
         ConfigError: nothing or too much to show, ``out`` exists, or as ``evaluate``.
@@ -100,7 +110,9 @@ def explain(
     if not 1 <= len(named) + count <= MOST:
         raise ConfigError(f"a sheet shows 1 to {MOST} films, not {len(named) + count}")
     if count:
-        asked = _worst(model, workspace, split, count, data, why, device, place, sensitivity)
+        asked = _worst(model, workspace, split, count, data, why, device, place, sensitivity, elsewhere)
+    elif elsewhere != Elsewhere():
+        raise ConfigError(NOT_ELSEWHERE)
     else:
         connection = connect(place.tracking(workspace), workspace)
         loaded = registry.load(connection, model, resolve_device(device))
@@ -110,7 +122,9 @@ def explain(
     if asked.loaded.run_id:
         _log(asked, rows, cells, split if count else "films", workspace)
     wrong = sum(row.label not in (None, row.answer) for row in rows)
-    return Explanation(tuple(rows), wrong, *written)
+    if (chosen := asked.chosen) is None:
+        return Explanation(tuple(rows), wrong, *written)
+    return Explanation(tuple(rows), wrong, *written, chosen.left_out, chosen.own_known, chosen.looks)
 
 
 def picture_each(loaded: registry.Loaded, threshold: float, films: Sequence[Path], folder: Path) -> list[Path]:
@@ -140,16 +154,17 @@ def _worst(
     device: str,
     place: Place,
     sensitivity: float | None,
+    elsewhere: Elsewhere,
 ) -> _Asked:
     """The films farthest on the wrong side of the threshold; behind them the least sure ones."""
-    chosen = select(model, split, workspace, data, why, device, place, sensitivity)
+    chosen = select(model, split, workspace, data, why, device, place, sensitivity, elsewhere)
     cases = cases_of(chosen.loaded, chosen.manifest, chosen.films)
     chosen.end(levels(cases, chosen.threshold)[0].values("test"))
     beyond = logit(cases.films.probabilities) - float(logit(np.array([chosen.threshold]))[0])
     order = np.argsort(beyond * (2 * cases.films.labels - 1), kind="stable")[:count]
     classes = chosen.loaded.bundle.classes
     films = tuple((chosen.paths[place], classes[chosen.films[place].label]) for place in order)
-    return _Asked(chosen.loaded, chosen.connection, chosen.threshold, films)
+    return _Asked(chosen.loaded, chosen.connection, chosen.threshold, films, chosen)
 
 
 def _explained(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xray_opt.dataset import Drift, Film, Manifest, drift
 from xray_opt.errors import DataError
-from xray_opt.intervals import Interval, Patients, interval, resampled
+from xray_opt.intervals import Interval, Patients, share, tally
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,13 @@ class Shift:
 
 def shift(own: Manifest | None, manifest: Manifest, films: Sequence[Film]) -> Shift:
     """Compare ``films`` of ``manifest`` with the films that the model was made on."""
-    labels = np.array([film.label for film in films], dtype=np.float64)
+    sick = np.array([film.label == 1 for film in films])
     whose = Patients([film.group for film in films])
-
-    def statistic(weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        return {"prevalence": weights @ labels / weights.sum(axis=1)}
-
-    drawn = resampled(statistic, whose)["prevalence"]
-    share = interval("prevalence", float(labels.mean()), drawn, [whose.count])
+    prevalence = share(tally(sick, np.ones(len(sick), dtype=bool), whose), float(sick.mean()), [whose.count])
     if own is None:
-        return Shift(share, None, None, "the model's own films are not known here")
+        return Shift(prevalence, None, None, "the model's own films are not known here")
     trained = float(np.mean([film.label for film in own.of("train")]))
     try:
-        return Shift(share, trained, drift(own, manifest, films))
+        return Shift(prevalence, trained, drift(own, manifest, films))
     except DataError as error:
-        return Shift(share, trained, None, f"the model's own films cannot be read here: {error}")
+        return Shift(prevalence, trained, None, f"the model's own films cannot be read here: {error}")

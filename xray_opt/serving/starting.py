@@ -12,11 +12,13 @@ from pathlib import Path
 from xray_opt import registry
 from xray_opt.config import Workspace
 from xray_opt.errors import ConfigError, XrayError
-from xray_opt.interfaces import end, require_free, wait_until_up
+from xray_opt.interfaces import address_of, end, require_free, wait_until_up
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import Place
 from xray_opt.serving.scoring_app import MODEL, MOST
 
+#: Addresses that mean all of a machine → one at which it is asked.
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 #: Seconds until the server must answer; each process loads the model.
 PATIENCE = 180
 #: Variable that names the folder from which the model reads films by path.
@@ -69,14 +71,15 @@ def serve(
         raise ConfigError(f"--model {model}: only registered versions are served: models:/NAME@ALIAS, models:/NAME/3")
     if films is not None and not films.is_dir():
         raise ConfigError(f"--films {films} is no folder")
-    require_free(port, "--port", host)
+    host = host.strip("[]")  # as it stands in a URL
+    require_free(port, "--port or --host", host)
     own = f"{version.name}/{version.version}"
     environment = _environment(connection, own, most_mib, films, workers)
     server = subprocess.Popen(_command(host, port, workers), env=environment, start_new_session=True)
     try:
-        near = "127.0.0.1" if host == "0.0.0.0" else host
-        wait_until_up("the scoring server", server, f"http://{near}:{port}/ping", "its lines above say why", PATIENCE)
-        ready(Served(own, f"http://{host}:{port}/invocations"))
+        ping = f"http://{address_of(ANYWHERE.get(host, host), port)}/ping"
+        wait_until_up("the scoring server", server, ping, "its lines above say why", PATIENCE)
+        ready(Served(own, f"http://{address_of(host, port)}/invocations"))
         code = server.wait()
         raise XrayError(f"the scoring server ended (exit code {code}); its last lines above say why")
     finally:

@@ -11,10 +11,11 @@ from xray_opt.tracking.agreement import STORAGE, TrialEnd, agree, child_runs
 from xray_opt.tracking.artifact_copying import artifact_names
 from xray_opt.tracking.cleanup import delete_run, orphan_runs, study_runs, unreferenced_artifacts
 from xray_opt.tracking.copying import Route, copies_of, copy_run, metric_points, runs_of, runs_of_study
-from xray_opt.tracking.data import MANIFEST, data_tags, study_manifest
+from xray_opt.tracking.data import MANIFEST, data_tags, films_file, study_manifest
 from xray_opt.tracking.ending import close_lost
 from xray_opt.tracking.environment import environment_tags, machine_tags
 from xray_opt.tracking.experiments import STUDY_ID
+from xray_opt.tracking.looks import MOST_FILMS, noted_test_films, run_looks, tag_look
 from xray_opt.tracking.model_copying import copies_of_models, copy_model, models_of_runs
 from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
@@ -26,6 +27,7 @@ from xray_opt.tracking.run import (
     TEST_PREDICTIONS,
     Run,
     log_run_file,
+    log_run_json,
     log_run_metrics,
     log_run_predictions,
     tag_opening,
@@ -34,10 +36,11 @@ from xray_opt.tracking.run import (
 from xray_opt.tracking.sending import WAITING
 from xray_opt.tracking.store import require_same_store, run_exists, store_note
 from xray_opt.tracking.study import Tracking
-from xray_opt.tracking.unloading import LeftBehind, send_left_behind
+from xray_opt.tracking.unloading import LeftBehind, is_told, send_left_behind, untold
 
 __all__ = [
     "MANIFEST",
+    "MOST_FILMS",
     "PREDICTIONS",
     "STORAGE",
     "STUDY_ID",
@@ -66,7 +69,10 @@ __all__ = [
     "delete_run",
     "environment_tags",
     "film_seats",
+    "films_file",
+    "is_told",
     "log_run_file",
+    "log_run_json",
     "log_run_metrics",
     "log_run_predictions",
     "machine_tags",
@@ -74,6 +80,7 @@ __all__ = [
     "models_of_runs",
     "moved_page_tags",
     "noted_run",
+    "noted_test_films",
     "orphan_runs",
     "outgoing_name",
     "page_tags",
@@ -83,6 +90,7 @@ __all__ = [
     "run_exists",
     "run_facts",
     "run_file",
+    "run_looks",
     "run_page",
     "runs_of",
     "runs_of_study",
@@ -90,7 +98,9 @@ __all__ = [
     "store_note",
     "study_manifest",
     "study_runs",
+    "tag_look",
     "tag_opening",
     "tag_run",
     "unreferenced_artifacts",
+    "untold",
 ]

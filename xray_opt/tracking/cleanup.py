@@ -24,7 +24,7 @@ from xray_opt.tracking.ranking import RANKED, logged_models, models_of
 def study_runs(connection: Connection, study_id: str) -> list[str]:
     """Ids of all runs of a study, its own run last, so that a kill while deleting leaves that one."""
     with speaking(connection.uri, f"list the runs of the study {study_id}"):
-        runs = list(_runs(connection, f"tags.`{STUDY_ID}` = '{study_id}'"))
+        runs = list(runs_everywhere(connection, f"tags.`{STUDY_ID}` = '{study_id}'"))
     return [run.info.run_id for run in sorted(runs, key=lambda run: run.data.tags.get("xray_opt.role") == "study")]
 
 
@@ -41,7 +41,7 @@ def orphan_runs(connection: Connection, storages: Mapping[str, Collection[str]])
     orphans, unknown = [], []
     with speaking(connection.uri, "list runs"):
         registered = {version.run_id for version in _versions(connection)}
-        for run in _runs(connection, ""):
+        for run in runs_everywhere(connection, ""):
             tags = run.data.tags
             if "xray_opt.study" not in tags or run.info.run_id in registered:
                 continue
@@ -96,7 +96,7 @@ def _owned_folders(root: Path) -> Iterator[Path]:
 
 def _referenced(connection: Connection) -> Iterator[Path]:
     """Places of the artifacts of every run, LoggedModel and version, those marked as deleted included."""
-    for run in _runs(connection, ""):
+    for run in runs_everywhere(connection, ""):
         yield local_path(run.info.artifact_uri)
     for experiment in _experiments(connection):
         yield from (local_path(model.artifact_location) for model in models_of(connection, experiment))
@@ -116,7 +116,7 @@ def _experiments(connection: Connection) -> list[str]:
     return [experiment.experiment_id for experiment in found]
 
 
-def _runs(connection: Connection, condition: str) -> Iterator[Run]:
+def runs_everywhere(connection: Connection, condition: str) -> Iterator[Run]:
     """Every run that meets the condition, those marked as deleted included."""
     experiments = _experiments(connection)
     if not experiments:

@@ -14,12 +14,11 @@ from typing import TypeVar
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
-from xray_opt.mlflow_client import Connection, pages, speaking
+from xray_opt.mlflow_client import PARENT_RUN, Connection, pages, speaking
 from xray_opt.tracking.agreement import STORAGE
 from xray_opt.tracking.artifact_copying import copy_artifacts
 from xray_opt.tracking.experiments import STUDY_ID, experiment_named
 from xray_opt.tracking.outgoing import outgoing_files, outgoing_inputs, outgoing_params, outgoing_tags
-from xray_opt.tracking.sending import PARENT
 
 #: Tag of a copy: the id of its original. Tag of a whole copy: how its original stood, and the digest of its artifacts.
 ORIGIN, WHOLE = "xray_opt.migrated_from", "xray_opt.migrated"
@@ -66,7 +65,7 @@ def runs_of(connection: Connection, condition: str) -> list[Run]:
         for some in _batches(experiments, 100):
             search = partial(client.search_runs, list(some), condition, ViewType.ACTIVE_ONLY, 1000, None)
             runs += pages(search)
-    return sorted(runs, key=lambda run: (PARENT in run.data.tags, run.info.start_time, run.info.run_id))
+    return sorted(runs, key=lambda run: (PARENT_RUN in run.data.tags, run.info.start_time, run.info.run_id))
 
 
 def runs_of_study(connection: Connection, identity: str) -> list[Run]:
@@ -101,8 +100,8 @@ def copy_run(route: Route, run: Run, known: Run | None, parents: Mapping[str, st
         return str(known.info.run_id)
     run = route.source.client.get_run(run.info.run_id)  # whole: a search leaves out its data sets
     tags = route.tags(run.data.tags) | dict(more) | {ORIGIN: run.info.run_id}
-    if parent := run.data.tags.get(PARENT):
-        tags[PARENT] = parents.get(parent, parent)
+    if parent := run.data.tags.get(PARENT_RUN):
+        tags[PARENT_RUN] = parents.get(parent, parent)
     with speaking(route.target.uri, f"copy the run {run.info.run_id}"):
         copy = str(known.info.run_id) if known is not None else _made(route, run, tags)
         _log(route, run, copy, tags)

@@ -9,13 +9,16 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from xray_opt.dataset import Manifest, Pseudonyms
-from xray_opt.mlflow_client import Connection, speaking
+from xray_opt.ledger import held_out_keys
+from xray_opt.mlflow_client import PARENT_RUN, Connection, speaking
 
 #: Tag with the digest of the split.
 MANIFEST = "xray_opt.manifest_sha256"
 #: MLflow stores so many characters of a digest.
 DIGEST = 36
 MANIFEST_FILE, PSEUDONYMISED_FILE = "data/manifest.csv", "data/manifest-pseudonymised.csv"
+#: Keys of the test films, where a store gets no manifest: they are known again whatever they are called.
+TEST_FILMS_FILE = "data/test-films.txt"
 CONTEXTS = {"train": "training", "val": "validation"}
 
 
@@ -53,6 +56,7 @@ def manifest_files(manifest: Manifest, connection: Connection, folder: Path) -> 
     if connection.local:
         manifest.save(folder).rename(folder / "manifest.csv")
         return
+    films_file(manifest, folder)
     names = Pseudonyms(connection.workspace)
     with open(folder / Path(PSEUDONYMISED_FILE).name, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -63,11 +67,18 @@ def manifest_files(manifest: Manifest, connection: Connection, folder: Path) -> 
             writer.writerow([*who, *facts])
 
 
+def films_file(manifest: Manifest, folder: Path) -> Path:
+    """Write the keys of a manifest's test films, a line each, into ``folder``."""
+    path = folder / Path(TEST_FILMS_FILE).name
+    path.write_text("".join(f"{key}\n" for key in sorted(held_out_keys(manifest))), encoding="ascii")
+    return path
+
+
 def study_manifest(connection: Connection, run_id: str, folder: Path) -> Path | None:
     """The manifest that the study of a run keeps, copied into ``folder``; none for a run without study, and where the
     store got pseudonyms instead."""
     with speaking(connection.uri, f"look for the manifest of the run {run_id}"):
-        parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        parent = connection.client.get_run(run_id).data.tags.get(PARENT_RUN)
         names = {item.path for item in connection.client.list_artifacts(parent, "data")} if parent else set()
         if MANIFEST_FILE not in names:
             return None

@@ -131,6 +131,8 @@ class Outbox:
             self._spool = Spool.create(self._connection.workspace.spool, self._about)
             self._spool.runs.update(self.sender.runs)
             self.sender.runs = self._spool.runs
+        if write.content.get("replaces"):
+            self._spool.supersede(write.run, write.files)
         self._spool.append(write.run, write.kind, write.content, write.files)
 
     def _until_back(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,14 @@ from numpy.typing import ArrayLike
 from xray_opt.config import Config, as_text, flatten
 from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import DiskFault
-from xray_opt.mlflow_client import Connection, speaking, without_credentials
+from xray_opt.mlflow_client import PARENT_RUN, Connection, speaking, without_credentials
 from xray_opt.system_metrics import SystemSampler
+from xray_opt.tracking.checkpoints import Uploads
 from xray_opt.tracking.ending import LONGEST_TAG, ending
 from xray_opt.tracking.environment import environment_tags, machine_tags
 from xray_opt.tracking.experiments import ROLE
 from xray_opt.tracking.outbox import Outbox
-from xray_opt.tracking.sending import PARENT, WAITING, as_file, end_content, files_below, now, plain_input, points
+from xray_opt.tracking.sending import WAITING, as_file, end_content, files_below, now, plain_input, points
 from xray_opt.trainer import Epoch
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Run:
         self._local = connection.local
         self._outbox = outbox
         self._plan = plan
+        self._checkpoints = Uploads(self._write, outbox.say)
         self._name = WAITING + uuid.uuid4().hex
 
     @property
@@ -88,7 +91,7 @@ class Run:
         tags = environment_tags() | {ROLE: "trial" if plan.parent_id else "run"} | dict(plan.tags)
         tags |= {"xray_opt.seed": str(plan.config.training.seed)} | machine_tags(plan.config.training.device)
         if plan.parent_id:
-            tags[PARENT] = plan.parent_id
+            tags[PARENT_RUN] = plan.parent_id
         if plan.params:
             tags["xray_opt.searched"] = ", ".join(sorted(plan.params))
         self._write("create", {"name": plan.name, "tags": tags, "started": now()})
@@ -128,6 +131,10 @@ class Run:
             "images_per_second": epoch.images_per_second,
         }
         self.log_metrics(values, epoch.number)
+
+    def keep_checkpoint(self, path: Path, epoch: int) -> None:
+        """Keep the checkpoint of an epoch among the artifacts; see ``checkpoints``."""
+        self._checkpoints.add(path, epoch)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics in one request, at ``step`` (none means 0)."""
@@ -182,7 +189,7 @@ def tag_opening(connection: Connection, run_id: str, line: str, counts: tuple[in
         counts: openings for this run, and for all of its study; none where no study counts them, so the tag does.
     """
     with speaking(connection.uri, f"note the opening of the test split at the run {run_id}"):
-        parent = connection.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        parent = connection.client.get_run(run_id).data.tags.get(PARENT_RUN)
         for one, count in zip((run_id, parent), counts or (None, None), strict=True):
             if one is None:
                 continue
@@ -224,6 +231,12 @@ def log_run_file(connection: Connection, run_id: str, path: Path, folder: str | 
     """Store a file among the artifacts of any run, in ``folder`` of them."""
     with speaking(connection.uri, f"store {path.name}"):
         connection.client.log_artifact(run_id, str(path), folder)
+
+
+def log_run_json(connection: Connection, run_id: str, name: str, record: Mapping[str, Any]) -> None:
+    """Store a JSON-ready record as artifact ``name`` of any run; an earlier one is replaced."""
+    with as_file(json.dumps(record, indent=1) + "\n", name) as path:
+        log_run_file(connection, run_id, path)
 
 
 def log_run_metrics(connection: Connection, run_id: str, values: Mapping[str, float], step: int = 0) -> None:

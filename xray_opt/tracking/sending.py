@@ -18,13 +18,12 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import QUICK, Connection, quickly, speaking
+from xray_opt.mlflow_client import PARENT_RUN, QUICK, Connection, quickly, speaking
 from xray_opt.tracking.ending import Ending, close, close_left, close_lost
 from xray_opt.tracking.experiments import KEY, experiment_named, parent_run, run_of_key, take_up
 
 #: How the name of a run begins that MLflow has not given an id yet; the key follows.
 WAITING = "waiting-"
-PARENT = "mlflow.parentRunId"
 
 
 class Behind(TrackingError):
@@ -106,8 +105,8 @@ class Sender:
     def _create(self, write: Write) -> str:
         content = write.content
         tags = content["tags"] | {KEY: write.run.removeprefix(WAITING)}
-        if PARENT in tags:
-            tags[PARENT] = self._existing(tags[PARENT])
+        if PARENT_RUN in tags:
+            tags[PARENT_RUN] = self._existing(tags[PARENT_RUN])
         found = run_of_key(self._connection, self.experiment_id, tags[KEY]) if write.again else None
         return found or str(
             self._client.create_run(self.experiment_id, content["started"], tags, content["name"]).info.run_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from xray_opt.dataset import Manifest
 from xray_opt.errors import DiskFault, StoreAway, TrackingError
 from xray_opt.mlflow_client import Connection, quickly, speaking
 from xray_opt.tracking.agreement import TrialEnd, agree, child_runs
+from xray_opt.tracking.checkpoints import discard, fetched
 from xray_opt.tracking.data import dataset_inputs, manifest_files
 from xray_opt.tracking.ending import Ending, close_lost, ending
 from xray_opt.tracking.environment import environment_tags
@@ -46,7 +47,7 @@ class Tracking:
         outbox: Outbox,
         parent: str | None,
         tags: Mapping[str, str],
-        shared: Callable[[], bool] = lambda: False,
+        shared: Callable[[bool], bool] = lambda hurried: False,
     ) -> None:
         self._connection = connection
         self._client = connection.client
@@ -64,7 +65,7 @@ class Tracking:
         experiment: str,
         tags: Mapping[str, str],
         parent: bool = True,
-        shared: Callable[[], bool] = lambda: False,
+        shared: Callable[[bool], bool] = lambda hurried: False,
         excused: tuple[type[TrackingError], ...] = (StoreAway,),
         say: Callable[[str], None] = log.warning,
     ) -> Tracking:
@@ -74,7 +75,8 @@ class Tracking:
             tags: tags of the parent run; ``STUDY_ID`` among them tells studies of one name apart.
             parent: false for single runs, which have none.
             shared: asked at the end of the block: whether others still work below the parent run, which then stays
-                RUNNING for the last of them to end.
+                RUNNING for the last of them to end. It is told whether this process ends by an error or a signal, and
+                must not wait for a store that is away.
             excused: errors of the store after which what is logged is kept for it.
             say: told when the store goes away and when it is back, and what it refuses.
 
@@ -118,6 +120,11 @@ class Tracking:
         return self._outbox.sender.id_of(self._parent) or self._parent
 
     @property
+    def is_made(self) -> bool:
+        """Whether the study's run is in MLflow by now, and ``parent_id`` its id there."""
+        return not self.parent_id.startswith(WAITING)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether writes of this process wait for the store."""
         return self._outbox.waiting > 0
@@ -141,7 +148,7 @@ class Tracking:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the parent run now, as the end of the block would by ``error``; nothing where others work below it."""
-        if self._over or self._shared():
+        if self._over or self._shared(error is not None):
             return
         self._over = True
         end = Ending("KILLED", {}) if isinstance(error, KeyboardInterrupt) else ending(error, self._connection.local)
@@ -174,6 +181,29 @@ class Tracking:
                     close_lost(self._connection, run.info.run_id, reason)
         except TrackingError as error:
             log.warning("the run of trial %d is ended later: %s", number, error)
+
+    def checkpoints_of(self, number: int, folder: Path) -> Iterator[Path]:
+        """Copies of the checkpoints that a trial kept in MLflow, newest first; none where MLflow is away."""
+        say = self._outbox.say
+        if not self.is_made:
+            return
+        try:
+            with quickly():
+                runs = child_runs(self._connection, self.parent_id, number)
+        except TrackingError as error:
+            say(f"the checkpoints of trial {number} in MLflow cannot be had now: {error}")
+            return
+        yield from fetched(self._connection, runs, folder, say)
+
+    def discard_checkpoints(self, numbers: Iterable[int]) -> None:
+        """Remove the checkpoints that trials kept in MLflow; what cannot be removed now is by the next ``agree``."""
+        try:
+            if not self.is_waiting:
+                with quickly():
+                    for run in [run for each in numbers for run in child_runs(self._connection, self.parent_id, each)]:
+                        discard(self._connection, run)
+        except TrackingError as error:
+            log.info("checkpoints are removed later: %s", error)
 
     def close_run(self, run_id: str, reason: str = "worker-lost") -> None:
         """Make a run FAILED that a killed process left; one that waits to be made is ended by who makes it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from xray_opt.errors import AccessRefused, DiskFault, StoreAway, TrackingError
+from xray_opt.errors import AccessRefused, DiskFault, StoreAway, TrackingError, one_line
 from xray_opt.mlflow_client import Connection
 from xray_opt.spool import Entry, Spool, look, spool_files, taken
-from xray_opt.tracking.sending import Behind, Sender, Write
+from xray_opt.tracking.sending import DOING, Behind, Sender, Write
 
 
 @dataclass
@@ -44,15 +45,29 @@ def unload(spool: Spool, sender: Sender) -> Unloaded:
         except Behind:
             continue
         except TrackingError as error:
-            spool.refuse(entry, str(error))
-            report.refused.append(str(error))
+            _refuse(spool, entry, str(error), report)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # bytes that a disk has changed
+            line = f"write {entry.number} in {spool.path} is damaged ({one_line(error, 100)}) and cannot be sent"
+            _refuse(spool, entry, line, report)
     return report
 
 
+def _refuse(spool: Spool, entry: Entry, why: str, report: Unloaded) -> None:
+    spool.refuse(entry, why)
+    report.refused.append(why)
+
+
 def _send(spool: Spool, entry: Entry, sender: Sender) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        files = spool.unpack(entry, Path(folder))
-        return sender(Write(entry.kind, entry.run, entry.content, files, again=True))
+    if entry.kind not in DOING:
+        raise ValueError("its kind or its content")
+    try:
+        with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
+            files = spool.unpack(entry, Path(folder))
+            return sender(Write(entry.kind, entry.run, entry.content, files, again=True))
+    except OSError as error:  # of this disk: what MLflow and the network raise is turned by the sender
+        raise DiskFault(
+            f"cannot unpack what waits for MLflow: {one_line(error)}; free some space or set TMPDIR"
+        ) from error
 
 
 @dataclass
@@ -84,12 +99,26 @@ def send_left_behind(
 
     """
     report = LeftBehind()
-    for path in spool_files(workspace_spool):
+    try:
+        paths = spool_files(workspace_spool)
+    except DiskFault as error:
+        return LeftBehind(refused=[str(error)])
+    for path in paths:
         try:
             _send_file(connection, path, before, report)
         except DiskFault as error:  # full, closed to this user, or damaged: what is in other files goes on
             report.refused.append(str(error))
     return report
+
+
+def is_told(about: Mapping[str, Any]) -> bool:
+    """Whether a file of the spool tells whose writes wait in it, as every whole one does."""
+    return isinstance(about.get("uri"), str) and isinstance(about.get("tags"), dict) and "experiment" in about
+
+
+def untold(path: Path) -> str:
+    """What is said of a file that does not, once however many meet it."""
+    return f"{path} is damaged: it does not tell whose writes wait there; move it away"
 
 
 def _send_file(
@@ -104,6 +133,8 @@ def _send_file(
             return
         if spool.about.get("uri") != connection.address:
             return
+        if not is_told(spool.about):
+            raise DiskFault(untold(path))
         before(spool.about["tags"])
         try:
             if not report.stopped:

@@ -6,10 +6,15 @@ A file is a line ``xray-opt checkpoint SHA-256`` and a ``torch.save`` of tensors
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import io
+import logging
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +22,16 @@ import torch
 
 from xray_opt.config import Config, as_text, flatten
 from xray_opt.errors import DiskFault, TrainingError, shortened
+from xray_opt.faults import of_the_machine
+
+log = logging.getLogger(__name__)
 
 _MAGIC = b"xray-opt checkpoint "
 _HEADER = len(_MAGIC) + 64 + 1
+#: What a disk says that is closed to this user, or to writing.
+CLOSED = (errno.EACCES, errno.EROFS)
 
 State = dict[str, Any]
-#: What torch's plain RuntimeErrors say where memory or the device is at fault.
-_OF_THE_MACHINE = ("CUDA error", "allocate memory", "not enough memory", "out of memory")
 #: Settings that a resumed training may have changed, or that its digests stand for.
 ELSEWHERE = ("data.", "tracking.", "model.base", "training.device", "training.micro_batch", "training.cuda_graphs")
 
@@ -40,25 +48,39 @@ def identity(config: Config, base_sha256: str, manifest_sha256: str, side: int) 
 
 
 class Checkpoint:
-    """One checkpoint file and its predecessor ``NAME.previous``."""
+    """One checkpoint file and its predecessor ``NAME.previous``.
 
-    def __init__(self, path: Path, identity: dict[str, str], say: Callable[[str], None]) -> None:
-        self.path = path
+    Attributes:
+        found: the file that was loaded.
+
+    Args:
+        earlier: asked, where neither is there, for files of which the first whole one is loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, str],
+        say: Callable[[str], None],
+        earlier: Callable[[], Iterable[Path]] = tuple,
+    ) -> None:
+        self.path = self.found = path
         self.identity = identity
         self._say = say
+        self._earlier = earlier
 
     @property
     def previous(self) -> Path:
         """The checkpoint of the epoch before."""
-        return self.path.with_name(self.path.name + ".previous")
+        return _previous(self.path)
 
     def save(self, state: State) -> None:
-        """Replace the newest checkpoint; a kill at any moment leaves a good one in place.
+        """Replace the newest checkpoint; a kill at any moment, or a second writer, leaves a good one in place.
 
         Raises:
             DiskFault: the disk refuses.
         """
-        temporary = self.path.with_name(self.path.name + ".part")
+        temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, **state}, buffer)
         payload = buffer.getbuffer()
@@ -69,41 +91,64 @@ class Checkpoint:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
-            if self.path.exists():
+            with suppress(FileNotFoundError):  # the first, or another writer was faster
                 os.replace(self.path, self.previous)
             os.replace(temporary, self.path)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self.path.parent.is_dir():
+                return  # discarded: whoever took this training over has ended it
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise DiskFault(
                 f"cannot write checkpoint {self.path}: {error.strerror}; nothing is lost: free some space or check "
                 "permissions, and run the same command again"
             ) from error
 
     def load(self) -> State | None:
-        """The newest state that is whole, none where there is none.
+        """The newest state that is whole, none where there is none; what a failing disk keeps back is passed over.
 
         Raises:
-            TrainingError: it belongs to another training, the file cannot be read or removed, or memory ran out.
+            DiskFault: the disk is closed to this user, or read-only under a damaged one: says nothing of the training.
+            TrainingError: it belongs to another training, it is no file, or memory ran out.
         """
-        for path in (self.path, self.previous):
-            try:
-                if not path.exists():
-                    continue
-                state = _read(path)
-                if state is None:
-                    path.unlink()
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot read checkpoint {path}: {error.strerror or error}; mend that, or move it away"
-                ) from error
-            except MemoryError as error:
-                raise TrainingError(
-                    f"cannot read checkpoint {path}: out of memory; free some and resume, nothing is lost"
-                ) from error
-            if state is not None:
+        for path in self._candidates():
+            if (state := self._whole(path)) is not None:
                 self._check(state, path)
+                self.found = path
                 return state
-            self._say(f"checkpoint {path} is damaged and was removed; going back to the one before it, if any")
         return None
+
+    def _candidates(self) -> Iterator[Path]:
+        yield self.path
+        yield self.previous
+        for path in self._earlier():
+            yield path
+            yield _previous(path)
+
+    def _whole(self, path: Path) -> State | None:
+        try:
+            state = _read(path)
+            if state is None:
+                path.unlink()
+                self._say(f"checkpoint {path} is damaged and was removed; going back to the one before it, if any")
+            return state
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            why = error.strerror or error
+            if error.errno in CLOSED:
+                raise DiskFault(
+                    f"cannot use checkpoint {path}: {why}; nothing is lost: check permissions, and run the same "
+                    "command again"
+                ) from error
+            if error.errno not in (errno.EIO, errno.ESTALE):
+                raise TrainingError(f"cannot read checkpoint {path}: {why}; mend that, or move it away") from error
+            self._say(f"checkpoint {path} cannot be read ({why}); going back to the one before it, if any")
+            return None
+        except MemoryError as error:
+            raise TrainingError(
+                f"cannot read checkpoint {path}: out of memory; free some and resume, nothing is lost"
+            ) from error
 
     def _check(self, state: State, path: Path) -> None:
         stored: dict[str, str] = state["identity"]
@@ -116,22 +161,25 @@ class Checkpoint:
             )
 
 
-def is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error of torch tells of the machine it met, and nothing of the bytes that were read."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_THE_MACHINE)
-
-
 def has_checkpoint(path: Path) -> bool:
     """Whether there is something to resume from: a checkpoint or its predecessor."""
-    return path.exists() or path.with_name(path.name + ".previous").exists()
+    return path.exists() or _previous(path).exists()
 
 
 def discard_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, its predecessor and what a kill left half written; there need not be any."""
-    for suffix in ("", ".previous", ".part"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    """Remove a checkpoint, its predecessor and what a kill left half written; there need not be any.
+
+    A disk that refuses keeps them: that must not end what goes on without them, and ``xray-opt gc`` finds them later.
+    """
+    for file in (path, _previous(path), *path.parent.glob(f"{glob.escape(path.name)}.*.part")):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("checkpoint %s is not needed any more and cannot be removed: %s", file, error.strerror)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
 
 
 def _read(path: Path) -> State | None:
@@ -148,7 +196,7 @@ def _read(path: Path) -> State | None:
     try:
         state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint torch raises errors of nearly every kind
-        if is_of_the_machine(error):
+        if of_the_machine(error):
             raise MemoryError(str(error)) from error
         return None
     identity = state.get("identity") if isinstance(state, dict) else None

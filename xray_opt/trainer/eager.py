@@ -30,7 +30,7 @@ class Eager:
         """Add the gradients of ``share`` times the mean loss of (B, 3, s, s) ``images``; that product, detached, ().
 
         Raises:
-            torch.OutOfMemoryError: the part does not fit.
+            RuntimeError, MemoryError: the part does not fit.
         """
         with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
             answer = self._logits(images)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from xray_opt.adapter import logits, set_mode
 from xray_opt.errors import ConfigError, one_line
+from xray_opt.faults import out_of_memory
 from xray_opt.loss import FocalLoss
 from xray_opt.trainer.compiled import Forward
 from xray_opt.trainer.eager import Eager
@@ -42,7 +43,7 @@ def record(function: Callable[[], None], device: torch.device) -> Callable[[], N
     """``function`` as a CUDA graph; it runs a few times before.
 
     Raises:
-        torch.OutOfMemoryError: from ``function`` or its capture.
+        RuntimeError, MemoryError: memory ran out in ``function`` or its capture.
         ConfigError: it cannot be captured.
     """
     stream, outside = _side_stream(device), torch.cuda.current_stream(device)
@@ -53,10 +54,8 @@ def record(function: Callable[[], None], device: torch.device) -> Callable[[], N
             # The thread that reads films ahead pins memory meanwhile: that may not disturb the capture.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 function()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if memory := _out_of_memory(error):
+        if memory := _shortage(error):
             raise memory from None
         raise ConfigError(
             f"training.cuda_graphs: capturing fails here ({one_line(error)}); set training.cuda_graphs=false"
@@ -80,9 +79,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
-    """What ended a capture: leaving it may raise once more."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+def _shortage(error: BaseException | None) -> BaseException | None:
+    """The lack of memory that ended a capture, if one did: leaving it may raise once more."""
+    while error is not None and not out_of_memory(error):
         error = error.__context__
     return error
 

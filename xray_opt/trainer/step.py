@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from xray_opt.errors import OutOfMemory
+from xray_opt.errors import OutOfMemory, one_line
+from xray_opt.faults import SHORTAGES, out_of_memory
 from xray_opt.trainer.eager import Eager
 from xray_opt.trainer.validation import forget
 
@@ -37,7 +38,7 @@ class Stepper:
         self._gradients = gradients
         self._optimizer = optimizer
         self._fewest = 2 if batch_statistics else 1
-        self._say = say
+        self._say, self._why = say, ""
         self._statistics = Statistics(gradients.network) if batch_statistics else None
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -68,7 +69,10 @@ class Stepper:
             self._gradients.begin()
             for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
                 total += self._gradients.part(some, wanted, len(some) / len(images))
-        except torch.OutOfMemoryError:
+        except SHORTAGES as error:
+            if not out_of_memory(error):
+                raise
+            self._why = one_line(error)
             return None
         return total
 
@@ -77,8 +81,8 @@ class Stepper:
         forget()
         if self.micro_batch <= self._fewest:
             raise OutOfMemory(
-                f"memory of {device} ran out with {self.micro_batch} film(s) at a time; lower image.size, "
-                "or lora.stages=late, or free the device"
+                f"memory of {device} ran out with {self.micro_batch} film(s) at a time ({self._why}); lower "
+                "image.size, or lora.stages=late, or free the device"
             )
         self.micro_batch = max(self._fewest, self.micro_batch // 2)
         self._gradients.restart()

@@ -8,7 +8,7 @@ read or left changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from xray_opt.cache import Images
 from xray_opt.calibration import probability
 from xray_opt.config import Config, OptimizerConfig
 from xray_opt.errors import ConfigError, ModelError, NotFinite, OutOfMemory, TrainingError, one_line
+from xray_opt.faults import SHORTAGES, of_the_machine, out_of_memory
 from xray_opt.feed import feed
 from xray_opt.loss import FocalLoss
 from xray_opt.metrics import scores
-from xray_opt.trainer.checkpoint import Checkpoint, State, identity, is_of_the_machine
+from xray_opt.trainer.checkpoint import Checkpoint, State, identity
 from xray_opt.trainer.choice import choose
 from xray_opt.trainer.records import Epoch, beats, stale
 from xray_opt.trainer.statistics import BATCH, reestimate
@@ -43,7 +44,8 @@ class Trainer:
 
     Where ``checkpoint`` is given, each epoch is written there before it is yielded, and a trainer made with the same
     path, settings, base and films goes on behind it: what was trained before stands in ``resumed``. So a watcher that
-    dies while it looks at an epoch finds that epoch in ``resumed``, once.
+    dies while it looks at an epoch finds that epoch in ``resumed``, once. Where there is no such file ``earlier`` is
+    asked for others to go on from, best first; they are only read.
 
     The best epoch has the highest validation F1 at 0.5, among equals the lowest validation loss. Early stopping and
     the plateau watch F1 alone. The last batch of an epoch may be short; where BatchNorm trains and one film would be
@@ -67,6 +69,7 @@ class Trainer:
         base: Base,
         checkpoint: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
+        earlier: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
         _check(config, images)
         self.config = config
@@ -85,7 +88,7 @@ class Trainer:
         self._stepper = self._make_stepper(say)
         self._best: dict[str, Tensor] = {}
         self._done = False
-        self._checkpoint = self._open_checkpoint(base, checkpoint, say)
+        self._checkpoint = self._open_checkpoint(base, checkpoint, say, earlier)
         self.resumed: tuple[Epoch, ...] = self.history
 
     @property
@@ -139,7 +142,9 @@ class Trainer:
             logit = validation_logits(
                 self.network, self._images.val, self.config.image.size, self.device, self._base_sha256
             )
-        except torch.OutOfMemoryError as error:
+        except SHORTAGES as error:
+            if not out_of_memory(error):
+                raise
             raise OutOfMemory(f"memory of {self.device} ran out in epoch {number}; lower image.size") from error
         labels = self._images.val.labels
         val_loss = float(self._loss(torch.from_numpy(logit), torch.from_numpy(labels).double()))
@@ -208,21 +213,24 @@ class Trainer:
             "micro_batch": self._stepper.micro_batch,
         }
 
-    def _open_checkpoint(self, base: Base, path: Path | None, say: Callable[[str], None]) -> Checkpoint | None:
+    def _open_checkpoint(
+        self, base: Base, path: Path | None, say: Callable[[str], None], earlier: Callable[[], Iterable[Path]]
+    ) -> Checkpoint | None:
         if path is None:
             return None
         own = identity(self.config, base.sha256, self._images.manifest.sha256, self._images.side)
-        checkpoint = Checkpoint(path, own, say)
+        checkpoint = Checkpoint(path, own, say, earlier)
         if (state := checkpoint.load()) is not None:
             try:
                 self._resume(state)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
-                if is_of_the_machine(error):  # says nothing of the file
+                if of_the_machine(error):  # says nothing of the file
                     raise
                 raise TrainingError(
-                    f"checkpoint {path} cannot be resumed from ({one_line(error)}); remove the file to start anew"
+                    f"checkpoint {checkpoint.found} cannot be resumed from ({one_line(error)}); remove the file to "
+                    "start anew"
                 ) from error
-            say(f"resuming behind epoch {len(self.history)} of {path}")
+            say(f"resuming behind epoch {len(self.history)} of {checkpoint.found}")
         return checkpoint
 
     def _resume(self, state: dict[str, Any]) -> None:

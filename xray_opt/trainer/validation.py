@@ -18,6 +18,7 @@ from xray_opt.adapter import frozen_prefix, run_prefix, run_rest
 from xray_opt.augment import plain
 from xray_opt.cache import Split
 from xray_opt.evaluate import BATCH, Floats, exact, predict_logits
+from xray_opt.faults import SHORTAGES, out_of_memory
 from xray_opt.feed import feed
 
 #: Share of the free memory that kept outputs may take.
@@ -47,7 +48,9 @@ def validation_logits(
             if inner is not None:
                 parts = [run_rest(network, length, batch).float().cpu().double().numpy() for batch in inner]
                 return np.concatenate(parts)
-    except torch.OutOfMemoryError:
+    except SHORTAGES as error:
+        if not out_of_memory(error):
+            raise
         inner = None  # what was kept must go before the films are tried anew
         _KEPT.pop(id(films), None)
     return predict_logits(network, films, image_size, device)

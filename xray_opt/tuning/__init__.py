@@ -16,13 +16,23 @@ from xray_opt.tuning.library import (
     study_notes,
 )
 from xray_opt.tuning.probing import StorageFacts, probe_storage
-from xray_opt.tuning.records import RESUMABLE, Crew, Outcome, StudyRecord, Tally, TrialContext, TrialRecord
-from xray_opt.tuning.rules import IDENTITY
+from xray_opt.tuning.records import (
+    RESUMABLE,
+    Crew,
+    Outcome,
+    StudyRecord,
+    Tally,
+    TrialContext,
+    TrialRecord,
+    checkpoint_name,
+)
+from xray_opt.tuning.rules import DATA, IDENTITY
 from xray_opt.tuning.storage import storage_digest, storage_patience
 from xray_opt.tuning.study import OpenStudy, existing_study, open_study
 from xray_opt.tuning.urls import is_proxy, storage_url
 
 __all__ = [
+    "DATA",
     "IDENTITY",
     "RESUMABLE",
     "Crew",
@@ -37,6 +47,7 @@ __all__ = [
     "TrialRecord",
     "amend",
     "annotate",
+    "checkpoint_name",
     "copying",
     "delete_study",
     "existing_study",

@@ -65,7 +65,7 @@ class StudyCopy:
         """
         if self.done:
             return
-        with study_lock(self._target, self.name):
+        with study_lock(self._target, self.name, hold=None):  # all trials are copied
             trials = _trials(self._source, self._from)
             _require_over(self.name, trials)
             _require_beginning(self.name, trials, _trials(self._target, self._to))

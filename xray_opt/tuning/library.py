@@ -63,7 +63,7 @@ def delete_study(name: str, workspace: Workspace, storage: str | None = None, fo
     Raises:
         StudyError: there is none of that name, or (without ``force``) a worker may be running a trial of it.
     """
-    with _existing(name, workspace, storage) as study, study_lock(database_of(study), name):
+    with _existing(name, workspace, storage) as study, study_lock(database_of(study), name, hold=None):
         if not force:
             _require_idle(study)
         optuna.delete_study(study_name=name, storage=study._storage)

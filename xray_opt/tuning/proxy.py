@@ -8,13 +8,15 @@ that it does not know: a lock that was lost with a restart cannot be written und
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -22,7 +24,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import GrpcStorageProxy
 
 from xray_opt.errors import ConfigError, StudyError, one_line
-from xray_opt.tuning.urls import StorageAway, masked, parsed
+from xray_opt.tuning.locks import QUIET, living, longest, lost
+from xray_opt.tuning.urls import LockBusy, StorageAway, masked, parsed
+
+log = logging.getLogger(__name__)
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 try:
@@ -113,29 +118,65 @@ class ProxiedStorage(GrpcStorageProxy):
         return said
 
     @contextmanager
-    def hold(self, name: str, wait: bool = True) -> Iterator[bool]:
+    def hold(
+        self, name: str, wait: bool = True, say: Callable[[str], None] = log.warning, limit: float | None = None
+    ) -> Iterator[bool]:
         """Hold a lock of the storage behind: whether it is held, which is always so for one that is waited for.
 
+        Args:
+            say: told where that takes long.
+            limit: seconds without a sign of life after which the proxy may give the lock to others, as this holder
+                hangs; none means never.
+
         Raises:
-            StorageInternalError: the proxy went away, also where it did while the lock was held.
+            LockBusy: the lock was not to be had.
+            LockLost: at its end: the proxy went away, or gave the lock to others.
+            StorageInternalError: the proxy does not answer.
         """
         ours: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        ours.put(json.dumps({"name": name, "wait": wait}).encode())
+        ours.put(json.dumps({"name": name, "wait": wait, "limit": limit, "most": longest(name, server=True)}).encode())
         call = self._hold(iter(ours.get, None))
         before = getattr(self._held, "token", None)
         try:
-            with _clearly():
-                token = next(call).decode()
+            with _clearly(), _saying(say, name, masked(self.url)):
+                token = _answer(call)
             self._held.token = token or before
-            yield bool(token)
+            with nullcontext() if limit is None else living(partial(ours.put, b"here"), limit / 4):
+                yield bool(token)
             ours.put(None)
-            with _clearly():  # its end says that the lock was held until now
-                for _ in call:
-                    pass
+            try:
+                with _clearly():  # its end says that the lock was held until now
+                    for _ in call:
+                        pass
+            except StorageInternalError as error:
+                raise lost(name, self.url, error) from error
         finally:
             self._held.token = before
             ours.put(None)
             call.cancel()
+
+
+def _answer(call: Any) -> str:
+    """The token of a lock; the call itself has no time limit, so one that ran out is that of the wait."""
+    try:
+        return str(next(call).decode())
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise LockBusy(error.details()) from None
+        raise
+
+
+@contextmanager
+def _saying(say: Callable[[str], None], name: str, url: str) -> Iterator[None]:
+    """Say once that a lock is waited for where the block takes long."""
+    line = f"waiting for the lock of {name.lstrip(':').replace(':', ' ')} in storage {url}"
+    timer = threading.Timer(QUIET, say, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Stub:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -20,22 +20,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_opt.config import redacted
 from xray_opt.tuning.records import (
-    CHECKPOINT_OF,
     ENDING,
     KNOWN_GOOD,
     MESSAGE,
+    MOST_RETRIES,
     OWNER,
     REASON,
     RESUMABLE,
     RETRIES,
     RETRY_OF,
+    UNBEGUN,
     Outcome,
     TrialRecord,
     record_of,
 )
-
-#: A trial that loses its worker so many times in a row is not tried again: it may be what kills them.
-MOST_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -111,15 +109,20 @@ def reap(study: optuna.Study, lost: Callable[[TrialRecord], None], dead: Callabl
         end(study, trial.number, trial._trial_id, ending)
 
 
-def end_own(study: optuna.Study, worker: str, message: str, reason: str = "interrupted") -> list[FrozenTrial]:
-    """End what a worker holds but does not run: its claim broke, or it stops; call under the study's lock.
+def end_own(
+    study: optuna.Study, worker: str, message: str, reason: str = "interrupted", begun: bool = True
+) -> list[FrozenTrial]:
+    """End what a worker holds but does not run: it stops, or its claim broke and the trial was never begun; call under
+    the study's lock.
 
     Gives the trials ended; they are tried again, as ``reason`` is one of ``RESUMABLE``.
     """
+    notes = {} if begun else {UNBEGUN: True}
     held = [trial for trial in running(study) if trial.user_attrs.get(OWNER, {}).get("worker") == worker]
     for trial in held:
         written = trial.user_attrs.get(ENDING)
-        ending = Ending(**written) if written else failed(reason, message)
+        fresh = failed(reason, message)
+        ending = Ending(**written) if written else replace(fresh, notes={**fresh.notes, **notes})
         end(study, trial.number, trial._trial_id, ending)
     return held
 
@@ -144,23 +147,43 @@ def requeue(study: optuna.Study, lost: Callable[[TrialRecord], None]) -> None:
     for trial in to_retry(study.get_trials(deepcopy=False)):
         if trial.user_attrs[REASON] == "interrupted":
             lost(record_of(trial))
-        origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
-        attrs = {RETRY_OF: trial.number, CHECKPOINT_OF: origin, RETRIES: _retries(trial)}
+        attrs = {RETRY_OF: trial.number, RETRIES: _retries(trial)}
         if KNOWN_GOOD in trial.user_attrs:
             attrs[KNOWN_GOOD] = trial.user_attrs[KNOWN_GOOD]
-        study.enqueue_trial(_asked(trial) | trial.params, user_attrs=attrs)
+        study.enqueue_trial(_kept(trial), user_attrs=attrs)
 
 
 def to_retry(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The lost and interrupted trials that no other one resumes yet; one that never got any params needs no retry."""
     taken = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     retried = [trial for trial in trials if is_retried(trial) and trial.number not in taken]
-    return [trial for trial in retried if trial.params or _asked(trial)]
+    return [trial for trial in retried if _kept(trial)]
 
 
-def _asked(trial: FrozenTrial) -> dict[str, Any]:
-    """The params that a trial was queued with."""
-    return dict(trial.system_attrs.get("fixed_params", {}))
+def is_over(study: optuna.Study, number: int) -> bool:
+    """Whether a lost trial is tried no more: too many workers were lost on it, or it never got any params."""
+    trials = study.get_trials(deepcopy=False)
+    resumed = {trial.user_attrs.get(RETRY_OF) for trial in trials} | {trial.number for trial in to_retry(trials)}
+    return number not in resumed
+
+
+def resumed_by(trials: Sequence[FrozenTrial], number: int | None) -> tuple[int, ...]:
+    """A trial, that which it resumes, and so on to the first."""
+    found: list[int] = []
+    while number is not None and number < len(trials) and number not in found:
+        found.append(number)
+        number = trials[number].user_attrs.get(RETRY_OF)
+    return tuple(found)
+
+
+def _kept(trial: FrozenTrial) -> dict[str, Any]:
+    """The params that a trial is tried again with: those that it was queued with, and those that it drew.
+
+    What a claim that broke drew does not count: where its lock was lost, others drew meanwhile and neither saw the
+    other's point.
+    """
+    asked = dict(trial.system_attrs.get("fixed_params", {}))
+    return asked if trial.user_attrs.get(UNBEGUN) else asked | trial.params
 
 
 def _retries(trial: FrozenTrial) -> int:

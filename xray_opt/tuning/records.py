@@ -18,10 +18,12 @@ from xray_opt.tuning.pages import note_page
 from xray_opt.tuning.rules import RULES
 
 #: User attribute of a trial → what it holds; these are ours, everything else is a note of the objective.
-OWNER, BEAT, ENDING, REASON, MESSAGE = "owner", "beat", "ending", "reason", "message"
-RETRY_OF, CHECKPOINT_OF, RETRIES, KNOWN_GOOD = "retry_of", "checkpoint_of", "retries", "known_good"
+OWNER, BEAT, ENDING, REASON, MESSAGE, UNBEGUN = "owner", "beat", "ending", "reason", "message", "unbegun"
+RETRY_OF, RETRIES, KNOWN_GOOD = "retry_of", "retries", "known_good"
 #: Reasons of a FAIL that says nothing of the trial: its worker died, or was told to stop.
 RESUMABLE = ("worker-lost", "interrupted")
+#: A trial that loses its worker so many times in a row is not tried again: it may be what kills them.
+MOST_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,29 @@ class StudyRecord:
         """COMPLETE and PRUNED: what ``--trials`` counts."""
         return self.count("COMPLETE") + self.count("PRUNED")
 
+    def resumable(self) -> set[int]:
+        """Numbers of the trials whose checkpoint may still be needed: those that are not over, or will be tried again,
+        and those that they resume."""
+        by_number = {trial.number: trial for trial in self.trials}
+        taken = {trial.notes.get(RETRY_OF) for trial in self.trials}
+        found: set[int] = set()
+        for trial in self.trials:
+            lost = trial.reason in RESUMABLE and trial.number not in taken
+            if trial.state in ("RUNNING", "WAITING") or (lost and _is_retried(trial)):
+                number: int | None = trial.number
+                while number in by_number and number not in found:
+                    found.add(number)
+                    number = by_number[number].notes.get(RETRY_OF)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         plain = {"name": self.name, "notes": dict(self.notes), "trials": [trial.to_dict() for trial in self.trials]}
         return plain | ({"front": [trial.number for trial in self.front]} if self.second else {})
+
+
+def _is_retried(trial: TrialRecord) -> bool:
+    return int(trial.notes.get(RETRIES, 0)) + int(trial.reason == "worker-lost") <= MOST_RETRIES
 
 
 @dataclass(frozen=True)
@@ -179,13 +200,19 @@ class TrialTaken(TrainingError):
 
     reason = "worker-lost"
 
+    @classmethod
+    def of(cls, number: int) -> TrialTaken:
+        """The error of this trial."""
+        return cls(f"trial {number} was taken for lost and ended by another worker")
+
 
 @dataclass(frozen=True)
 class TrialContext:
     """A running trial as its objective sees it.
 
     Attributes:
-        checkpoint: where the objective keeps its checkpoint; that of the original trial where this one resumes it.
+        checkpoint: where the objective keeps its own checkpoint; the worker of a trial that it resumes may live still.
+        earlier: the checkpoints of the trials that this one resumes, by their numbers, the last one first.
         retry_of: number of the lost trial that this one resumes.
     """
 
@@ -193,6 +220,7 @@ class TrialContext:
     params: Mapping[str, Scalar]
     config: Config
     checkpoint: Path
+    earlier: Mapping[int, Path]
     retry_of: int | None
     trial: optuna.Trial = field(repr=False)
     patient: Callable[[Callable[[], Any]], Any] = field(repr=False)
@@ -233,7 +261,12 @@ class TrialContext:
         try:
             self.patient(action)
         except optuna.exceptions.UpdateFinishedTrialError as error:
-            raise TrialTaken(f"trial {self.number} was taken for lost and ended by another worker") from error
+            raise TrialTaken.of(self.number) from error
+
+
+def checkpoint_name(identity: object, number: int) -> str:
+    """The file of a trial's checkpoint, without suffix: studies of one name in two storages may share a folder."""
+    return f"{str(identity)[:8]}-trial-{number:05d}"
 
 
 Objective = Callable[[TrialContext], Outcome]
@@ -244,7 +277,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     over = trial.datetime_start is not None and trial.datetime_complete is not None
     seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if over else None  # type: ignore[operator]
     values = list(trial.values or ()) if trial.state == TrialState.COMPLETE else []
-    ours = (OWNER, BEAT, ENDING, REASON, MESSAGE)
+    ours = (OWNER, BEAT, ENDING, REASON, MESSAGE, UNBEGUN)
     notes = {key: value for key, value in trial.user_attrs.items() if key not in ours}
     return TrialRecord(
         number=trial.number,

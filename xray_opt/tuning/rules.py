@@ -9,6 +9,8 @@ from xray_opt.errors import StudyError
 
 #: Study user attributes.
 RULES, DATA, IDENTITY = "rules", "data_sha256", "identity"
+#: The same: how the last call chose trials and stopped them, which may change.
+SEARCH = "search"
 #: Study user attribute: the identity of a study that is being copied here; empty once all of it is here.
 MIGRATING = "migrating"
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
 
 from xray_opt.config import StudyConfig
 from xray_opt.config.dotted import Scalar
@@ -26,14 +27,12 @@ from xray_opt.errors import (
     XrayError,
     one_line,
 )
-from xray_opt.tuning.leases import Lease, Watch, beating
-from xray_opt.tuning.limits import FORGIVEN, failures, why_stop
-from xray_opt.tuning.locks import study_lock
-from xray_opt.tuning.owners import at_work, this_worker
-from xray_opt.tuning.reaping import Ending, end, end_own, ending_of, failed, reap, requeue, to_retry
+from xray_opt.tuning.claims import Claims
+from xray_opt.tuning.leases import Lease, beating
+from xray_opt.tuning.limits import begin
+from xray_opt.tuning.owners import at_work
+from xray_opt.tuning.reaping import Ending, end, end_own, ending_of, failed, resumed_by
 from xray_opt.tuning.records import (
-    CHECKPOINT_OF,
-    OWNER,
     RETRY_OF,
     Crew,
     Objective,
@@ -41,18 +40,19 @@ from xray_opt.tuning.records import (
     TrialContext,
     TrialRecord,
     TrialTaken,
+    checkpoint_name,
     record_of,
     study_record,
 )
-from xray_opt.tuning.rules import IDENTITY, deleted
 from xray_opt.tuning.samplers import sampler_for
 from xray_opt.tuning.space import suggest
-from xray_opt.tuning.storage import PATIENCE, Patience, database_of
+from xray_opt.tuning.storage import LAST_PATIENCE, PATIENCE, Patience, database_of
+from xray_opt.tuning.urls import FAULTS
 
-#: Seconds between two looks while other workers hold the last trials.
+#: Seconds between two looks while other workers hold the last trials, more or less: they need not come all at once.
 POLL = 1.0
-#: Seconds that a worker that stops gives its storage to take that in.
-LAST_PATIENCE = 5.0
+#: A trial and its params, or why they could not be drawn.
+Drawn = tuple[optuna.Trial, dict[str, Scalar] | Exception]
 
 
 @dataclass
@@ -64,102 +64,48 @@ class Search:
     config: StudyConfig
     checkpoints: Path
     lost: Callable[[TrialRecord], None]
-    ended: Callable[[TrialRecord, Path], None]
+    ended: Callable[[TrialRecord, Mapping[int, Path]], None]
     say: Callable[[str], None]
     lease: Lease
     crew: Crew | None = None
     started: int = 0
-    worker: str = ""
-    waited_for: set[int] = field(default_factory=set)
-    untold: dict[int, TrialRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.lease)
+        self._claims = Claims(self.study, self.identity, self.lease, self.say, self.crew)
         self._patient = Patience(database_of(self.study).url, self.say, PATIENCE)
 
     def run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         """See ``OpenStudy.tune``."""
         sampler_for(self.config.sampler, 0, 0)
-        with at_work() as self.worker:
+        with at_work() as self._claims.worker:
             try:
                 return self._run(objective, total, timeout)
             except BaseException as error:
                 self._let_go(error)
                 if isinstance(error, KeyError):
-                    self._require_study()
+                    self._claims.require_study()
                 raise
 
     def _run(self, objective: Objective, total: int, timeout: float | None) -> Tally:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.crew = self.crew or self.begin(total)
+        self._claims.crew = self._claims.crew or self.begin(total)
         while True:
             late = time.monotonic() >= deadline
-            trial, stopped = self._patient(partial(self._claim, total, late))
-            if trial is not None:
-                self._run_one(trial, objective)
+            drawn, stopped = self._patient(partial(self._claims.claim, total, late, self._drawn))
+            if drawn is not None:
+                self._run_one(*drawn, objective)
                 continue
-            self._tell_lost()
+            self._claims.tell_lost(self.lost)
             if stopped:
                 return self._tally(total, stopped)
-            time.sleep(min(POLL, self.lease.every))
+            self._wait(total, deadline)
 
-    def _claim(self, total: int, late: bool) -> tuple[optuna.Trial | None, str]:
-        """A trial to run, or why to stop; neither: other workers hold the last ones, or may have died with one."""
-        with self._lock():
-            self._require_study()
-            trials = self._tidied()
-            held = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            unsure = [trial for trial in held if self.watch.is_unsure(trial)]
-            over = _counted(trials)
-            if over < total:
-                self._stop_if_hopeless(trials, total)
-            if over >= total or late or over + len(held) >= total:
-                stopped = "done" if over >= total else "timeout" if late else ""
-                self._say_waiting(unsure if stopped else held)
-                return None, "" if unsure else stopped
-            # Each trial is drawn by a sampler of its own, later; this one draws nothing and reads nothing.
-            self.study.sampler = optuna.samplers.RandomSampler(seed=0)
-            trial = self.study.ask()
-            trial.set_user_attr(OWNER, this_worker(self.worker) | {"crew": self.crew and self.crew.name})
-            return trial, ""
-
-    def _tidied(self) -> list[FrozenTrial]:
-        """All trials, after what dead workers left was ended and queued again; call under the lock.
-
-        A listing costs milliseconds, and more with every trial that runs, while the other workers wait: where nothing
-        is to be done there is one.
-        """
-        trials = self.study.get_trials(deepcopy=False)
-        held = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        self.watch.look(held)
-        own = any((trial.user_attrs.get(OWNER) or {}).get("worker") == self.worker for trial in held)
-        if not own and not any(map(self.watch.is_dead, held)) and not to_retry(trials):
-            return trials
-        # A claim may have been stored although the storage failed right after: this worker does not run it.
-        end_own(self.study, self.worker, "its worker could not be told that the trial was its own")
-        reap(self.study, self._note_lost, self.watch.is_dead)
-        requeue(self.study, self._note_lost)
-        return self.study.get_trials(deepcopy=False)
-
-    def _note_lost(self, record: TrialRecord) -> None:
-        self.untold[record.number] = record
-
-    def _tell_lost(self) -> None:
-        """Tell of the trials that the last claim ended or queued again, once each, also where the storage failed in mid
-        claim. Outside of the lock: whoever is told may be slow.
-        """
-        while self.untold:
-            self.lost(self.untold.pop(min(self.untold)))
-
-    def _say_waiting(self, held: list[FrozenTrial]) -> None:
-        """Once a trial; whoever started this worker knows what the other workers of its call do."""
-        for trial in held:
-            owner, unsure = trial.user_attrs.get(OWNER) or {}, self.watch.is_unsure(trial)
-            own = self.crew is not None and owner.get("crew") == self.crew.name
-            if trial.number not in self.waited_for and (unsure or not own):
-                self.waited_for.add(trial.number)
-                line = f"waiting for trial {trial.number} of process {owner.get('pid')} on host {owner.get('host')}"
-                self.say(line + (f", up to {self.lease.patience:.0f} s for a sign of life" if unsure else ""))
+    def _wait(self, total: int, deadline: float) -> None:
+        """Until a claim may give something else than the last one."""
+        while True:
+            time.sleep(min(POLL, self.lease.every) * random.uniform(0.5, 1.5))
+            if self._patient(partial(self._claims.is_worth_a_try, total, time.monotonic() >= deadline)):
+                return
 
     def _let_go(self, error: BaseException) -> None:
         """End what this worker holds, whatever stopped it; the next start tries the trial again, from its checkpoint.
@@ -173,66 +119,52 @@ class Search:
         patient = Patience(database_of(self.study).url, self.say, LAST_PATIENCE)
 
         def locked() -> list[FrozenTrial]:
-            with self._lock():
-                return [] if self._is_deleted() else end_own(self.study, self.worker, message, reason)
+            with self._claims.lock():
+                return [] if self._claims.is_deleted() else end_own(self.study, self._claims.worker, message, reason)
 
         try:
             for trial in patient(locked):
-                self._told(trial.number, trial._trial_id)
-            self._tell_lost()
+                self._told(trial.number, trial._trial_id, patient)
+            self._claims.tell_lost(self.lost)
         except XrayError as later:  # what went wrong first is what the caller must see
             self.say(str(later))
 
-    def _lock(self) -> AbstractContextManager[None]:
-        return study_lock(database_of(self.study), self.config.name)
-
-    def _is_deleted(self) -> bool:
-        """Whether the study is gone; numbers of deleted studies are given again, hence the identity."""
-        try:
-            return self.study.user_attrs.get(IDENTITY) != self.identity
-        except KeyError:
-            return True
-
-    def _require_study(self) -> None:
-        if self._is_deleted():
-            raise deleted(self.config.name)
-
     def begin(self, total: int) -> Crew:
-        """Begin a call, once for all its workers: whoever starts a study that its failures have stopped takes them for
-        mended."""
-        return Crew(uuid.uuid4().hex, self._patient(partial(self._begin, total)))
+        """Begin a call, once for all its workers; see ``limits.begin``."""
 
-    def _begin(self, total: int) -> frozenset[int]:
-        """Numbers of the trials that are over already."""
-        with self._lock():
-            self._require_study()
-            trials = self.study.get_trials(deepcopy=False)
-            before = frozenset(trial.number for trial in trials if trial.state.is_finished())
-            if _counted(trials) >= total or not why_stop(trials, total, self._forgiven, ()):
-                return before
-            forgiven = {trial.number for trial in failures(trials)}
-            self.study.set_user_attr(FORGIVEN, sorted(forgiven))
-        self.say(f"the {len(forgiven)} failed trials of before do not count any more: their cause is taken for mended")
-        return before
+        def locked() -> frozenset[int]:
+            with self._claims.lock():
+                self._claims.require_study()
+                return begin(self.study, total, self.say)
 
-    @property
-    def _forgiven(self) -> list[int]:
-        return list(self.study.user_attrs.get(FORGIVEN, ()))
+        return Crew(uuid.uuid4().hex, self._patient(locked))
 
-    def _stop_if_hopeless(self, trials: list[FrozenTrial], total: int) -> None:
-        if why := why_stop(trials, total, self._forgiven, self.crew.before if self.crew else ()):
-            raise StudyError(
-                f"study {self.config.name} stops: {why}; see xray-opt study show, mend the cause, run the command again"
-            )
+    def _drawn(self, claimed: optuna.Trial) -> Drawn:
+        """A claimed trial with its params, drawn by its own sampler while the claim has the lock and a list of trials.
 
-    def _run_one(self, trial: optuna.Trial, objective: Objective) -> None:
+        One draws after the other: the sampler must see the points that other workers have in work. A draw that fails is
+        a failure of the trial; where the storage fails, the claim is made anew. It may take long, so that signs of life
+        are given, on a connection and a thread of their own that need no lock of the study.
+        """
+        self.study.sampler = self._claims.study.sampler = sampler_for(
+            self.config.sampler, self.config.seed, claimed.number
+        )
+        try:
+            with beating(database_of(self.study), claimed._trial_id, self.lease.every):
+                trial = optuna.Trial(self._claims.study, claimed._trial_id)
+                return trial, suggest(trial, self.config.space, self.config.config)
+        except FAULTS:
+            raise
+        except Exception as error:
+            return claimed, error
+
+    def _run_one(self, trial: optuna.Trial, params: dict[str, Scalar] | Exception, objective: Objective) -> None:
         """Run a claimed trial and end it; only what would stop every trial is raised."""
         self.started += 1
-        self.study.sampler = sampler_for(self.config.sampler, self.config.seed, trial.number)
         with beating(database_of(self.study), trial._trial_id, self.lease.every):
             try:
-                self._tell_lost()
-                ending = ending_of(objective(self._context(trial)))
+                self._claims.tell_lost(self.lost)
+                ending = ending_of(objective(self._context(trial, params)))
             except Pruned:
                 ending = Ending("PRUNED")
             except TrialTaken as error:
@@ -250,43 +182,46 @@ class Search:
                 ending = failed("error", f"{type(error).__name__}: {error}")
             self._end(trial, ending)
 
-    def _context(self, claimed: optuna.Trial) -> TrialContext:
-        def suggested() -> tuple[optuna.Trial, dict[str, Scalar]]:
-            # Read anew each time: what a failed try stored is not drawn again, and this trial's own sampler draws.
-            # One draws after the other: the sampler must see the points that other workers have in work.
-            with self._lock():
-                trial = optuna.Trial(self.study, claimed._trial_id)
-                return trial, suggest(trial, self.config.space, self.config.config)
-
-        trial, params = self._patient(suggested)
-        origin = trial.user_attrs.get(CHECKPOINT_OF, trial.number)
+    def _context(self, trial: optuna.Trial, params: dict[str, Scalar] | Exception) -> TrialContext:
+        if isinstance(params, UpdateFinishedTrialError):
+            raise TrialTaken.of(trial.number) from params
+        if isinstance(params, Exception):
+            raise params
+        retry_of = trial.user_attrs.get(RETRY_OF)
         return TrialContext(
             number=trial.number,
             params=params,
             config=self.config.settings(params),
-            checkpoint=self._checkpoint(origin),
-            retry_of=trial.user_attrs.get(RETRY_OF),
+            checkpoint=self._checkpoint(trial.number),
+            earlier={number: self._checkpoint(number) for number in self._patient(partial(self._resumed_by, retry_of))},
+            retry_of=retry_of,
             trial=trial,
             patient=self._patient,
         )
 
-    def _checkpoint(self, origin: int) -> Path:
-        return self.checkpoints / f"trial-{origin:05d}.pt"
+    def _checkpoint(self, number: int) -> Path:
+        return self.checkpoints / f"{checkpoint_name(self.identity, number)}.pt"
+
+    def _resumed_by(self, retry_of: int | None) -> tuple[int, ...]:
+        """The trials behind one that resumes ``retry_of``."""
+        return () if retry_of is None else resumed_by(self.study.get_trials(deepcopy=False), retry_of)
 
     def _end(self, trial: optuna.Trial, ending: Ending) -> None:
         def locked() -> bool:
             # Another worker may be taking this trial for lost at this moment.
-            with self._lock():
-                self._require_study()
+            with self._claims.lock():
+                self._claims.require_study()
                 return end(self.study, trial.number, trial._trial_id, ending)
 
         if not self._patient(locked):
             self.say(f"trial {trial.number} was ended by another worker: its result is discarded")
         self._told(trial.number, trial._trial_id)
 
-    def _told(self, number: int, trial_id: int) -> None:
-        frozen = self._patient(lambda: self.study._storage.get_trial(trial_id))
-        self.ended(record_of(frozen), self._checkpoint(frozen.user_attrs.get(CHECKPOINT_OF, number)))
+    def _told(self, number: int, trial_id: int, patient: Patience | None = None) -> None:
+        patient = patient or self._patient
+        frozen = patient(lambda: self.study._storage.get_trial(trial_id))
+        numbers = number, *patient(partial(self._resumed_by, frozen.user_attrs.get(RETRY_OF)))
+        self.ended(record_of(frozen), {each: self._checkpoint(each) for each in numbers})
 
     def _tally(self, total: int, stopped: str) -> Tally:
         record = self._patient(lambda: study_record(self.study))
@@ -294,7 +229,3 @@ class Search:
             stopped = "nothing to do"
         counts = record.count("COMPLETE"), record.count("PRUNED"), record.count("FAIL")
         return Tally(total, *counts, self.started, record.best, stopped, record.front if record.second else ())
-
-
-def _counted(trials: list[FrozenTrial]) -> int:
-    return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)

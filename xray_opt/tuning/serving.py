@@ -19,19 +19,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
 from xray_opt.errors import ConfigError, StudyError, one_line
 from xray_opt.tuning.leases import Lease
-from xray_opt.tuning.locks import sole_lock, study_lock
+from xray_opt.tuning.locks import HOLD, LATE, busy, sole_lock, study_lock
 from xray_opt.tuning.proxy import ALIVE, PORT, SERVICE, TOKEN, grpc
 from xray_opt.tuning.reaper import Reaper
 from xray_opt.tuning.storage import open_database, storage_digest
-from xray_opt.tuning.urls import is_proxy, masked
+from xray_opt.tuning.urls import FAULTS, LockBusy, is_proxy, masked
 
 #: Calls that are answered at the same time; the others wait their turn.
 THREADS = 12
@@ -47,7 +45,6 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
-FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 
 T = TypeVar("T")
 
@@ -101,7 +98,7 @@ async def _serve(database: RDBStorage, host: str, port: int, say: Callable[[str]
     except RuntimeError as error:
         raise StudyError(f"cannot listen on {shown}:{port} (is it taken?); choose another --port or --host") from error
     await server.start()
-    reaping = asyncio.create_task(_reap(Reaper(database, lease, say), locks, lease, say))
+    reaping = asyncio.create_task(_Reaping(Reaper(database, lease, say), locks, say).go_on(lease.every))
     if host not in LOCAL:
         say(f"WARNING: {shown} can be reached from outside, without login or encryption: for trusted networks only")
     say(f"{masked(database.url)} is served at grpc://{shown}:{bound}; Ctrl-C ends that")
@@ -127,24 +124,42 @@ class Locks:
         """Answer a client with a token when it has the lock, with nothing if it is taken; it ends with the call."""
         try:
             wanted = json.loads(await anext(asked))
-            async with self.held(wanted["name"], wanted["wait"]) as token:
+            async with self.held(wanted["name"], wanted["wait"], wanted["most"], wanted["limit"]) as token:
                 await context.write(token.encode())
-                async for _ in asked:
-                    pass
+                await _lives(asked, wanted["limit"])
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the lock of {wanted['name']} is lost")
+        except LockBusy as error:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         except FAULTS as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, one_line(error.__cause__ or error, 200))
         except StudyError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     @asynccontextmanager
-    async def held(self, name: str, wait: bool = True) -> AsyncIterator[str]:
-        """Hold a lock here and in the database; gives its token, an empty one where it is not held."""
+    async def held(
+        self, name: str, wait: bool = True, most: float | None = None, limit: float | None = None
+    ) -> AsyncIterator[str]:
+        """Hold a lock here and in the database; gives its token, an empty one where it is not held.
+
+        Args:
+            most: seconds to stand in line.
+            limit: see ``study_lock``.
+
+        Raises:
+            LockBusy: it did not come to the head of the line.
+        """
         line = self._lines[name]
         if not wait and line.locked():
             yield ""
             return
-        async with line:
-            lock = study_lock(self._database, name) if wait else sole_lock(self._database.url, name)
+        try:
+            async with asyncio.timeout(most):
+                await line.acquire()
+        except TimeoutError:
+            raise busy(name, self._database.url, most or 0.0) from None
+        try:
+            lock = study_lock(self._database, name, hold=limit) if wait else sole_lock(self._database.url, name)
             stack, token = ExitStack(), uuid.uuid4().hex
             entered = asyncio.ensure_future(self._run(partial(stack.enter_context, lock)))
             try:
@@ -156,6 +171,8 @@ class Locks:
             finally:
                 self.tokens.discard(token)
                 await asyncio.shield(asyncio.ensure_future(self._leave(entered, stack)))
+        finally:
+            line.release()
 
     async def _leave(self, entered: asyncio.Future[Any], stack: ExitStack) -> None:
         """A client that is gone may still be waiting in the database: what it gets there is given back."""
@@ -165,6 +182,18 @@ class Locks:
 
     async def _run(self, action: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+
+async def _lives(signs: AsyncIterator[bytes], limit: float | None) -> None:
+    """Wait until a holder lets go.
+
+    Raises:
+        TimeoutError: it gave no sign of life for ``limit`` seconds: it hangs.
+    """
+    async with asyncio.timeout(limit) as patience:
+        async for _ in signs:
+            if limit is not None:
+                patience.reschedule(asyncio.get_running_loop().time() + limit)
 
 
 class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -204,16 +233,40 @@ class _Cached(_CachedStorage):
             self._backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
 
-async def _reap(reaper: Reaper, locks: Locks, lease: Lease, say: Callable[[str], None]) -> None:
-    loop, failing = asyncio.get_running_loop(), False
-    while True:
+class _Reaping:
+    """Looks for lost workers again and again, whatever goes wrong; a study that is stuck holds up no other one."""
+
+    def __init__(self, reaper: Reaper, locks: Locks, say: Callable[[str], None]) -> None:
+        self._reaper, self._locks, self._say = reaper, locks, say
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._failing: set[str] = set()
+
+    async def go_on(self, every: float) -> None:
+        """Look, until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self._told(""):
+                for name in await loop.run_in_executor(None, self._reaper.suspects):
+                    if name not in self._busy:
+                        self._busy[name] = asyncio.create_task(self._reap(name))
+            await asyncio.sleep(every)
+
+    async def _reap(self, name: str) -> None:
         try:
-            for name in await loop.run_in_executor(None, reaper.suspects):
-                async with locks.held(name):
-                    await loop.run_in_executor(None, reaper.reap, name)
-            failing = False
-        except (*FAULTS, StudyError) as error:
-            if not failing:
-                say(f"cannot look for lost workers ({one_line(error.__cause__ or error, 200)}); trying again")
-            failing = True
-        await asyncio.sleep(lease.every)
+            async with self._told(name), self._locks.held(name, most=LATE, limit=HOLD):
+                await asyncio.get_running_loop().run_in_executor(None, self._reaper.reap, name)
+        finally:
+            del self._busy[name]
+
+    @asynccontextmanager
+    async def _told(self, name: str) -> AsyncIterator[None]:
+        """What goes wrong is said once, until all is well again."""
+        try:
+            yield
+            self._failing.discard(name)
+        except Exception as error:
+            if name not in self._failing:
+                where = f" in study {name}" if name else ""
+                why = one_line(error.__cause__ or error, 200)
+                self._say(f"cannot look for lost workers{where} ({why}); trying again")
+            self._failing.add(name)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ from xray_opt.tuning.locks import study_lock
 from xray_opt.tuning.owners import is_dead
 from xray_opt.tuning.pages import trial_page
 from xray_opt.tuning.pruners import pruner_for
+from xray_opt.tuning.reaper import reaping
 from xray_opt.tuning.reaping import running
 from xray_opt.tuning.records import (
     KNOWN_GOOD,
@@ -29,9 +33,9 @@ from xray_opt.tuning.records import (
     TrialRecord,
     study_record,
 )
-from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, check_rules, deleted
+from xray_opt.tuning.rules import DATA, IDENTITY, MIGRATING, RULES, SEARCH, check_rules, deleted
 from xray_opt.tuning.search import Search
-from xray_opt.tuning.storage import PATIENCE, Patience, open_storage, reachable
+from xray_opt.tuning.storage import LAST_PATIENCE, PATIENCE, Patience, open_storage, reachable
 from xray_opt.tuning.urls import masked, storage_url
 
 T = TypeVar("T")
@@ -74,13 +78,19 @@ class OpenStudy:
         """The study as it stands."""
         return self._ask(lambda: study_record(self._study))
 
-    def is_at_work(self) -> bool:
-        """Whether a worker, of this process or another one, runs a trial of the study, as far as can be known."""
-        return self._ask(lambda: any(not is_dead(trial.user_attrs.get(OWNER)) for trial in running(self._study)))
+    def is_at_work(self, hurried: bool = False, crew: Crew | None = None) -> bool:
+        """Whether a worker, of this process or another one, runs a trial of the study, as far as can be known.
 
-    def _ask(self, action: Callable[[], T]) -> T:
+        Args:
+            hurried: this process is told to end: a storage that is away is not waited for.
+            crew: only workers of this call are meant.
+        """
+        owners = [trial.user_attrs.get(OWNER) for trial in self._ask(partial(running, self._study), hurried)]
+        return any(not is_dead(each) and (crew is None or (each or {}).get("crew") == crew.name) for each in owners)
+
+    def _ask(self, action: Callable[[], T], hurried: bool = False) -> T:
         try:
-            return self._patient(action)
+            return replace(self._patient, seconds=LAST_PATIENCE)(action) if hurried else self._patient(action)
         except KeyError as error:
             raise deleted(self.config.name) from error
 
@@ -90,7 +100,7 @@ class OpenStudy:
         total: int,
         timeout: float | None = None,
         lost: Callable[[TrialRecord], None] = lambda record: None,
-        ended: Callable[[TrialRecord, Path], None] = lambda record, checkpoint: None,
+        ended: Callable[[TrialRecord, Mapping[int, Path]], None] = lambda record, checkpoints: None,
         say: Callable[[str], None] = lambda line: None,
         lease: Lease = Lease(),
         crew: Crew | None = None,
@@ -106,7 +116,8 @@ class OpenStudy:
             timeout: seconds after which no new trial starts.
             lost: told once of each trial of a dead worker after it was ended as FAIL, and of each interrupted one
                 after it was queued again, outside of the study's lock; a worker that is killed in between tells nobody.
-            ended: told of each trial that this call ran, with its checkpoint's path.
+            ended: told of each trial that this call ran, with the paths of its checkpoint and of those that it resumed,
+                by the numbers of their trials.
             say: one line on what is unusual.
             lease: how often a running trial gives a sign of life, and how long one without is waited for.
             crew: the call that this worker is part of, if :meth:`begin` has begun it; none begins one.
@@ -127,12 +138,22 @@ class OpenStudy:
             StudyError: the storage is away, or the study is deleted.
         """
         with reachable(self._url):
-            return self._search(lambda record: None, lambda record, checkpoint: None, say, Lease(), None).begin(total)
+            return self._search(lambda record: None, lambda record, checkpoints: None, say, Lease(), None).begin(total)
+
+    def reaping(
+        self, lost: Callable[[TrialRecord], None], say: Callable[[str], None], lease: Lease = Lease()
+    ) -> AbstractContextManager[None]:
+        """Look for dead workers inside the block, in a thread: those of this call may be in their trials for hours.
+
+        Args:
+            lost: see :meth:`tune`.
+        """
+        return reaping(self._study, self._identity, lease, lost, say)
 
     def _search(
         self,
         lost: Callable[[TrialRecord], None],
-        ended: Callable[[TrialRecord, Path], None],
+        ended: Callable[[TrialRecord, Mapping[int, Path]], None],
         say: Callable[[str], None],
         lease: Lease,
         crew: Crew | None,
@@ -152,7 +173,7 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say:
     """
     url = storage_url(workspace, config.storage)
     storage = open_storage(url)
-    with reachable(url), study_lock(storage, config.name):
+    with reachable(url), study_lock(storage, config.name, say):
         study = optuna.create_study(
             study_name=config.name,
             storage=storage,
@@ -176,6 +197,8 @@ def open_study(config: StudyConfig, workspace: Workspace, data_sha256: str, say:
             study.set_user_attr("xray_opt_version", __version__)
             study.set_user_attr(IDENTITY, uuid.uuid4().hex)
             study.set_user_attr(DATA, data_sha256)
+        if attrs.get(SEARCH) != (search := config.search()):  # the latest one; a report makes a study file of it
+            study.set_user_attr(SEARCH, search)
         _enqueue_known_good(study, config)
         return OpenStudy(config, workspace, study, url, say)
 

@@ -1,16 +1,11 @@
-"""Gathers a study's records, has the report made of them, writes it, and logs it to the study's run.
-
-Reads records alone: Optuna's trials and notes, MLflow's runs and their files, the last audit on this machine. No film
-is opened, so the test split stays as it is.
-"""
+"""Gathers a study's records: Optuna's trials and notes, MLflow's runs and their files, the last audit here."""
 
 from __future__ import annotations
 
 import csv
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,28 +16,26 @@ import numpy as np
 from xray_opt import __version__, registry
 from xray_opt.config import Workspace
 from xray_opt.dataset import kept_audit
-from xray_opt.errors import ConfigError
-from xray_opt.leaderboard import openings
+from xray_opt.leaderboard import openings, study_looks
 from xray_opt.mlflow_client import Connection, connect
 from xray_opt.places import PARENT, Place
-from xray_opt.report import ARTIFACTS, SHOWING_FILMS, Chosen, Evidence, Predictions, Split, model_card, page
+from xray_opt.report import ARTIFACTS, OUTSIDE, SHOWING_FILMS, Chosen, Evidence, Predictions, Split
 from xray_opt.tracking import (
     MANIFEST,
     PREDICTIONS,
     TEST_PREDICTIONS,
     RunFacts,
     Seat,
+    artifact_names,
     child_tags,
     film_seats,
-    log_run_file,
     noted_run,
     run_facts,
     run_file,
+    run_looks,
 )
 from xray_opt.tuning import StudyRecord, importances, read_study
 
-#: Folder of page and card among the artifacts of the study's run, and their names there.
-FOLDER, PAGE, CARD = "report", "report.html", "model-card.md"
 #: Tag of a run → what it is called on the page.
 FACTS = {
     "xray_opt.host": "host",
@@ -60,27 +53,10 @@ FACTS = {
     "xray_opt.seed": "seed of the training",
 }
 VERSION = "version."
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Report:
-    """Where a report lies.
-
-    Attributes:
-        page, card: files on this machine.
-        logged: URI of the page in MLflow, none where it was not logged.
-        versions: registered versions that lead to it, in words.
-    """
-
-    page: Path
-    card: Path
-    logged: str | None
-    versions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Source:
+class Source:
     """Where the records of a study come from; ``parent`` is its run in MLflow, none where it has none there."""
 
     study: StudyRecord
@@ -90,6 +66,7 @@ class _Source:
     parent: str | None
 
     def facts(self, run: str | None) -> RunFacts:
+        """What a run says of itself; nothing where it is not in the store."""
         return (run_facts(self.connection, run) if run else None) or RunFacts({}, {}, {})
 
     def made(self, noted: str | None) -> str | None:
@@ -97,53 +74,21 @@ class _Source:
         return noted_run(self.connection, self.parent, noted) if noted and self.parent else noted
 
 
-def report(
-    place: Place,
-    workspace: Workspace,
-    output: Path | None = None,
-    log: bool = True,
-    say: Say = lambda line: None,
-    films: bool = True,
-) -> Report:
-    """Make the report and the model card of the study at ``place``.
-
-    Args:
-        output: the page's file, the card lies beside it; none means ``reports/STUDY.html`` of the workspace.
-        log: also log both to the study's run in MLflow, and let the chosen model's registered versions lead there.
-        say: told what was not done, and why.
-        films: show the recorded sheet of heat maps, on which films are seen.
+def source_of(place: Place, workspace: Workspace) -> Source:
+    """Where the records of the study at ``place`` come from.
 
     Raises:
         StudyError: no such study.
-        ConfigError: the files cannot be written.
         TrackingError: MLflow does not answer.
     """
-    source = _source(place, workspace)
-    evidence = _gather(source, films)
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", source.study.name)
-    target = output or workspace.root / "reports" / f"{name}.html"
-    card = target.with_name(f"{target.stem}-model-card.md")
-    texts = {PAGE: page(evidence), CARD: model_card(evidence)}
-    for path, text in ((target, texts[PAGE]), (card, texts[CARD])):
-        _write(path, text)
-    if not log:
-        return Report(target, card, None, ())
-    if source.parent is None:
-        say("the study has no run in MLflow: the report was not logged")
-        return Report(target, card, None, ())
-    uri = _log(source, texts, evidence.chosen)
-    return Report(target, card, uri, evidence.chosen.versions if evidence.chosen else ())
-
-
-def _source(place: Place, workspace: Workspace) -> _Source:
     study = read_study(str(place.study), workspace, place.storage)
     connection = connect(place.tracking(workspace), workspace)
     parent = study.notes.get(PARENT)
     known = parent and run_facts(connection, parent)
-    return _Source(study, place, workspace, connection, parent if known else None)
+    return Source(study, place, workspace, connection, parent if known else None)
 
 
-def _gather(source: _Source, films: bool) -> Evidence:
+def gather(source: Source, films: bool) -> Evidence:
     """All records of a study."""
     study, connection = source.study, source.connection
     parent = source.facts(source.parent)
@@ -164,6 +109,7 @@ def _gather(source: _Source, films: bool) -> Evidence:
             if study.second
             else {},
             openings=tuple(openings(study)),
+            looks=study_looks(study, source.workspace, run_looks(connection)),
             chosen=chosen,
             final=final,
             validation=_predictions(connection, run, PREDICTIONS, seats, folder) if facts.tags else None,
@@ -189,7 +135,7 @@ def _chosen_run(study: StudyRecord) -> tuple[str | None, Mapping[str, Any] | Non
     return (study.best.notes.get("mlflow_run") if study.best else None), None
 
 
-def _chosen(source: _Source, run: str, final: Mapping[str, Any] | None, facts: RunFacts) -> Chosen:
+def _chosen(source: Source, run: str, final: Mapping[str, Any] | None, facts: RunFacts) -> Chosen:
     verdict, best = source.study.notes.get("confirmation"), source.study.best
     trial = facts.tags.get("xray_opt.trial") or facts.tags.get("xray_opt.confirms")
     number = int(trial) if trial and trial.isdecimal() else final["trial"] if final else best.number if best else None
@@ -249,30 +195,6 @@ def _machine(tags: Mapping[str, str]) -> str:
 
 def _files(connection: Connection, run: str, folder: Path, films: bool) -> dict[str, bytes]:
     wanted = [name for name in ARTIFACTS if films or name not in SHOWING_FILMS]
+    wanted += sorted(name for name in artifact_names(connection, run, None) if name.startswith(OUTSIDE))
     found = {name: run_file(connection, run, name, folder) for name in wanted}
     return {name: path.read_bytes() for name, path in found.items() if path is not None}
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with --output") from error
-
-
-def _log(source: _Source, texts: Mapping[str, str], chosen: Chosen | None) -> str:
-    """Page and card as artifacts of the study's run; the chosen model's versions lead there."""
-    with tempfile.TemporaryDirectory(prefix="xray-opt-") as scratch:
-        for name, text in texts.items():
-            path = Path(scratch) / name
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            log_run_file(source.connection, str(source.parent), path, FOLDER)
-    place = f"runs:/{source.parent}/{FOLDER}"
-    if chosen is not None:
-        links = {"xray_opt.report": f"{place}/{PAGE}", "xray_opt.model_card": f"{place}/{CARD}"}
-        registry.tag_versions(source.connection, chosen.run, links)
-    return f"{place}/{PAGE}"
