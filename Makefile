@@ -51,10 +51,10 @@ demo: setup
 	@sh scripts/demo.sh $(DEMO_ARGS)
 
 test: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not real_data and not compose" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not real_data and not compose" $(PYTEST_ARGS) tests
 
 test-slow: setup
-	$(PYTEST) -n 2 --dist loadgroup -m "slow and not real_data and not compose" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadfile -m "slow and not real_data and not compose" $(PYTEST_ARGS) tests
 
 test-real: setup
 	$(PYTEST) -m real_data tests
@@ -63,7 +63,7 @@ test-compose: setup
 	$(PYTEST) --timeout 900 -o cache_dir=.pytest_cache/compose $(PYTEST_ARGS) tests/test_compose_*.py
 
 fuzz: setup
-	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --dist loadgroup --timeout $$(($(FUZZ_SECONDS) + 900)) \
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) -n 2 --timeout $$(($(FUZZ_SECONDS) + 900)) \
 	  $(PYTEST_ARGS) tests/fuzz
 
 chaos: setup

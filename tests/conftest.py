@@ -159,19 +159,6 @@ def make_place(root: Path, stored: bool = True) -> Place:
     return place
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Beside each other run whole files (their fixtures are made once), and all that use ``tuned`` in one worker.
-
-    A test may name a group of its own.
-    """
-    for item in items:
-        group = "tuned" if "tuned" in getattr(item, "fixturenames", ()) else item.path.stem
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(group))
-        if item.path.parent.name == "fuzz":
-            item.add_marker(pytest.mark.fuzz)
-
-
 @pytest.fixture
 def place(tmp_path) -> Iterator[Place]:
     """A fresh prepared workspace of one's own."""
@@ -199,7 +186,7 @@ def stack(tmp_path_factory) -> Iterator["Stack"]:  # noqa: F821
 
     if reason := without_engine():
         pytest.skip(reason)
-    with running_stack(make_place(tmp_path_factory.mktemp("service") / "own")) as one:
+    with running_stack(make_place(tmp_path_factory.mktemp("service") / "own", stored=False)) as one:
         yield one
 
 

@@ -5,6 +5,7 @@ Only for a workspace whose stores this process has not opened: a database bears 
 too, but where a ``PYTHONPATH`` is given: that is for interpreters of their own.
 """
 
+import gc
 import importlib
 import os
 import pty
@@ -155,6 +156,8 @@ def _live(act: Callable[[], None]) -> NoReturn:
     """The life of the child, as an interpreter ends it; it must never come back into the tests."""
     code = 70
     try:
+        # A file that the tests left in a cycle would close its descriptor when that is found, whoever has it by then.
+        gc.freeze()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

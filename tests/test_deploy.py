@@ -30,6 +30,8 @@ def environment(place, folder, **more):
     folder.mkdir(exist_ok=True)
     for name, what in (("xray-opt", "-m xray_opt "), ("python3", "")):
         command = folder / name
+        if command.exists():  # another task may run it: it is busy
+            continue
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}"$@"\n')
         command.chmod(0o755)
     stores = {

@@ -36,7 +36,7 @@ def two_nodes(request):
 
 
 #: Launchers whose workers are other processes than the call.
-APART = ("processes", pytest.param("ray", marks=pytest.mark.xdist_group("ray")))
+APART = ("processes", "ray")
 
 
 @pytest.fixture(params=["in-process", *APART])

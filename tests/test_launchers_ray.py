@@ -33,7 +33,6 @@ from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job
 from xray_opt.tuning import Crew
 
-pytestmark = pytest.mark.xdist_group("ray")
 CPU = StudyConfig("s", config=override(Config(), {"training.device": "cpu"}))
 
 
