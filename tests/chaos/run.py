@@ -34,11 +34,11 @@ from xray_opt.phantom import make_phantoms
 STUDY = """
 name: chaos
 config:
-  data: {train_films: 16, val_films: 12}
+  data: {train_films: 8, val_films: 12}
   image: {size: 32}
   model: {base: random, batch_norm: train}
   lora: {rank: 4, stages: late}
-  training: {epochs: 3, batch_size: 8, device: cpu}
+  training: {epochs: 3, batch_size: 4, device: cpu}
   tracking: {system_interval: 0.0}
 space:
   optimizer.learning_rate: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
@@ -71,7 +71,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=6.0, help="of faults; the study then comes to its end")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two faults, on the average")
-    parser.add_argument("--patience", type=float, default=6.0, help="minutes that the end may take after the faults")
+    parser.add_argument("--patience", type=float, default=10.0, help="minutes that the end may take after the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4, help="of each call")
