@@ -47,6 +47,22 @@ def refused(tmp_path, text):
     return str(caught.value)
 
 
+def test_a_rule_of_two_sections_is_checked_wherever_both_may_be_drawn(tmp_path):
+    batches = "training.batch_size: {type: categorical, choices: [1, 8]"
+    norms = "model.batch_norm: {type: categorical, choices: [frozen, train]}"
+    fixed = SPACE.replace("model: {strategy: lora}", "model: {strategy: lora, batch_norm: train}")
+    for text in (
+        SPACE.replace("space:", f"space:\n  {norms}\n  {batches}}}"),
+        fixed.replace("space:", f"space:\n  {batches}}}"),
+        SPACE.replace("image: {", "training: {micro_batch: 1}\n  image: {").replace("space:", f"space:\n  {norms}"),
+    ):
+        assert "model.batch_norm=train needs at least 2 films a batch" in refused(tmp_path, text)
+    apart = SPACE.replace("space:", f"space:\n  {norms}\n  {batches}, when: {{model.batch_norm: frozen}}}}")
+    assert len(study(tmp_path, apart).space) == 14
+    with pytest.raises(ConfigError, match="needs at least 2 films"):
+        override(study(tmp_path).config, {"model.batch_norm": "train", "training.batch_size": 1})
+
+
 def test_strategies_losses_sizes_and_counter_shortcuts_can_be_searched(tmp_path):
     wide = study(tmp_path)
     assert len(wide.space) == 12

@@ -18,14 +18,14 @@ from torchvision.models import efficientnet_v2_s
 
 from xray_opt import registry
 from xray_opt.adapter import Bundle, attach, merged
-from xray_opt.augment import IMAGENET_MEAN, IMAGENET_STD, plain
+from xray_opt.augment import plain
 from xray_opt.backbone import Base, build_network, save_base, trained_base
 from xray_opt.config import Config, TrackingConfig, Workspace, override
 from xray_opt.errors import ConfigError, ModelError, TrackingError
 from xray_opt.evaluate import predict_logits
 from xray_opt.export import FORMATS, export
 from xray_opt.export import exporting as room
-from xray_opt.export.exporting import TOLERANCE, made_up
+from xray_opt.export.exporting import CHECKED, TOLERANCE, checked, in_double, made_up, rounding
 from xray_opt.export.formats import FACTS
 from xray_opt.export.network import FilmNetwork, resizing
 from xray_opt.mlflow_client import connect
@@ -193,6 +193,31 @@ def test_what_does_not_agree_is_not_written(adapter: Path, tmp_path: Path, monke
     assert not (tmp_path / "a.safetensors").exists()
 
 
+def test_what_rounding_explains_is_no_difference(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = registry.load(connect(TrackingConfig(), Workspace(tmp_path)), str(adapter), CPU)
+    side = loaded.bundle.cache_side
+    exact = in_double(loaded, made_up(CHECKED, side))
+
+    def off(by: float):
+        return lambda films: exact[: len(films)] + by
+
+    assert checked(loaded, off(0.0)) <= TOLERANCE
+    with pytest.raises(ModelError, match=r"differs from predict by 0\.0003"):
+        checked(loaded, off(3e-4))
+    for moved, answer, holds in ((2e-4, -1.5e-4, True), (2e-4, -9e-4, False), (0.1, -0.2, False)):
+        answers = exact + moved
+        monkeypatch.setattr(
+            room, "predict_logits", lambda *given, p=answers: np.log(p / (1 - p)) * loaded.bundle.temperature
+        )
+        if holds:
+            assert checked(loaded, off(answer)) == pytest.approx(moved - answer, rel=1e-3)
+        else:
+            with pytest.raises(ModelError, match="differs from predict by"):
+                checked(loaded, off(answer))
+
+
 def test_without_the_extra_one_line_says_how_to_get_it(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,23 +296,9 @@ def asked(tuned, films: list[Path]) -> tuple[registry.Loaded, np.ndarray, np.nda
     place, _, _ = tuned
     loaded = registry.load(connect(TrackingConfig(), place.workspace), CHAMPION, CPU)
     given, wanted = squares(films, loaded.bundle.cache_side), loaded.predictor.probabilities(films)
-    network, grey = merged(loaded.predictor.network).double(), torch.from_numpy(given).unsqueeze(1).double() / 255
-    chance = torch.Generator().manual_seed(0)
-    shaken = [grey * (1 + 1e-6 * torch.randn(grey.shape, generator=chance, dtype=grey.dtype)) for _ in range(3)]
-    exact, *moved = (exactly(network, loaded.bundle, one) for one in (grey, *shaken))
-    firm = np.abs(exact - wanted) <= TOLERANCE / 10
-    for one in moved:
-        firm &= np.abs(one - exact) <= TOLERANCE / 20
+    firm = rounding(loaded, given, wanted) <= TOLERANCE / 10
     assert firm.sum() >= 75
     return loaded, given, wanted, firm
-
-
-def exactly(network: torch.nn.Module, bundle: Bundle, grey: torch.Tensor) -> np.ndarray:
-    """The probabilities in double precision."""
-    grey = torch.nn.functional.interpolate(grey, (bundle.image_size,) * 2, mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    with torch.inference_mode():
-        return torch.sigmoid(network((grey - mean) / std).squeeze(1) / bundle.temperature).numpy()
 
 
 READERS = {"onnx": with_onnxruntime, "torch-export": with_torch_export, "safetensors": with_torchvision}

@@ -221,9 +221,9 @@ def test_a_timeout_starts_no_new_trial(tmp_path, launcher):
 
 def test_what_stops_every_trial_is_one_line_and_an_exit_code(tmp_path, launcher):
     place = make_place(tmp_path)
-    done = forked.run(place, "tune", "--study", "tiny", "--set", "training.batch_size=1", *launcher)
+    done = forked.run(place, "tune", "--study", "tiny", "--set", "data.train_films=1", *launcher)
     assert (done.returncode, done.stderr.count("error:")) == (2, 1), done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: model.batch_norm=train needs at least 2 films a batch")
+    assert done.stderr.splitlines()[-1].startswith("error: model.batch_norm=train needs at least 2 training films")
     assert "Traceback" not in done.stderr
     trials, _ = check_agreement(place)
     assert {trial.state for trial in trials} == {"FAIL"}

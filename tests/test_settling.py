@@ -15,7 +15,7 @@ from PIL import Image
 from xray_opt.config import Parameter, PrunerConfig, StudyConfig
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry import aliases
-from xray_opt.settling import example_film, leaderboard, settle
+from xray_opt.settling import example_film, leaderboard, settle, settle_as_far_as_it_goes
 from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
 
@@ -48,9 +48,11 @@ def settle_once(connection: Connection, name: str = STUDY.name):
         return settle(opened, tracking, connection, base(), {"xray_opt.study": name})
 
 
-def searched(connection: Connection, folder: Path, total: int, name: str = STUDY.name) -> OpenStudy:
+def searched(
+    connection: Connection, folder: Path, total: int, name: str = STUDY.name, storage: str | None = None
+) -> OpenStudy:
     """A study whose trials have real runs with real, untrained adapters."""
-    opened = open_study(replace(STUDY, name=name), connection.workspace, "d" * 64)
+    opened = open_study(replace(STUDY, name=name, storage=storage), connection.workspace, "d" * 64)
     with Tracking.open(connection, name, {}) as tracking:
 
         def objective(trial):
@@ -142,6 +144,26 @@ def test_a_better_trial_becomes_the_candidate_and_the_ranking_follows(tmp_path):
     second = settle_once(connection)
     assert aliases(connection, first.name) == {"champion": first.version, "candidate": second.version}
     assert ranked(connection) == [("1", "trial-001"), ("2", "trial-000")]
+
+
+@pytest.mark.slow
+def test_a_database_that_restarts_while_the_study_is_settled_costs_nothing(tmp_path, postgresql, monkeypatch):
+    connection, said = embedded(tmp_path), list[str]()
+    opened = searched(connection, tmp_path, 3, storage=postgresql.database("settled"))
+
+    def restart(record):  # the lock is held
+        monkeypatch.undo()
+        postgresql.control("restart", "-m", "immediate")
+        return leaderboard(record)
+
+    monkeypatch.setattr("xray_opt.settling.leaderboard", restart)
+    with Tracking.open(connection, STUDY.name, {}) as tracking:
+        done = settle_as_far_as_it_goes(opened, tracking, connection, base(), {}, said.append)
+    assert done.version is not None
+    assert done.aliases == ("champion",)
+    assert done.waiting == 0
+    assert "the lock of settle settled in storage" in said[0]
+    assert len(said) == 1
 
 
 def test_the_leaderboard_is_markdown_best_first(tuned):

@@ -18,8 +18,10 @@ import sqlalchemy
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError
 from xray_opt.tuning import Lease, Outcome, list_studies, open_study, read_study, storage_patience
+from xray_opt.tuning import storage as storage_room
 from xray_opt.tuning.locks import sole_lock, study_lock
-from xray_opt.tuning.storage import open_storage
+from xray_opt.tuning.storage import one_after_another, open_storage
+from xray_opt.tuning.urls import StorageAway
 
 NUMBERS = itertools.count()
 pytestmark = pytest.mark.slow
@@ -188,6 +190,42 @@ def test_the_lock_is_of_one_study_and_of_one_holder(study):
         order.append("first")
     thread.join(300)
     assert order == ["other", "first", "second"]
+
+
+def test_a_servers_limit_of_idle_transactions_does_not_end_long_work(study, postgresql):
+    storage = open_storage(study.storage)
+    with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = sqlalchemy.make_url(study.storage).database
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '1s'"))
+    with one_after_another(study.storage, "settle:fast"):
+        time.sleep(2)
+
+
+def test_a_start_that_hangs_holds_up_no_other_one(study, monkeypatch):
+    monkeypatch.setattr("xray_opt.tuning.locks.STUCK", 0.0)  # it gives no sign of life
+    monkeypatch.setattr("xray_opt.tuning.storage.HOLD", 0.5)
+    make, second = storage_room.RDBStorage, []
+
+    def hang(*args, **kwargs):
+        monkeypatch.undo()
+        second.append(open_storage(study.storage))
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(storage_room, "RDBStorage", hang)
+    with pytest.raises(StorageAway, match=r"the lock of tables .* was lost"):
+        open_storage(study.storage)
+    assert len(second) == 1
+
+
+def test_what_ends_a_holder_is_not_hidden_by_a_connection_that_is_lost(study, postgresql):
+    def interrupted():
+        postgresql.control("restart", "-m", "immediate")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), study_lock(open_storage(study.storage), "fast"):
+        interrupted()
+    with study_lock(open_storage(study.storage), "fast"):
+        pass
 
 
 def test_a_server_that_is_away_or_has_no_driver_is_one_line(workspace, postgresql, tmp_path):

@@ -14,7 +14,9 @@ import threading
 import time
 
 import optuna
+import psutil
 import pytest
+from optuna.exceptions import StorageInternalError
 from proxy_server import proxy
 
 from xray_opt.config import Parameter, PrunerConfig, SamplerConfig, StudyConfig, Workspace
@@ -30,6 +32,7 @@ from xray_opt.tuning import (
     read_study,
     storage_digest,
 )
+from xray_opt.tuning.connecting import within
 from xray_opt.tuning.locks import sole_lock, study_lock
 from xray_opt.tuning.storage import Patience, open_storage
 from xray_opt.tuning.urls import LockLost, StorageAway
@@ -291,6 +294,21 @@ def test_a_proxy_that_does_not_answer_is_away_and_waited_for():
     with pytest.raises(StorageAway, match="stayed away"):
         Patience("grpc://127.0.0.1:1", lines.append, 1.0)(lambda: open_storage("grpc://127.0.0.1:1"))
     assert len(lines) == 1
+
+
+def test_whoever_is_told_to_end_does_not_wait_for_a_proxy_that_hangs(front, monkeypatch):
+    monkeypatch.setattr("xray_opt.tuning.proxy.CALL", 10_000.0)
+    storage, hung = open_storage(front.url), psutil.Process(front.process.pid)
+    try:
+        with within(1.0), pytest.raises(LockLost, match="did not answer in time"), study_lock(storage, "fast"):
+            hung.suspend()
+        with within(1.0), pytest.raises(StorageInternalError, match="Deadline Exceeded"):
+            storage.get_all_studies()
+        late = pytest.raises(StorageInternalError, match="did not answer in time")
+        with within(1.0), late, study_lock(storage, "fast"):
+            pass
+    finally:
+        hung.resume()
 
 
 def test_without_grpcio_there_is_one_line(workspace):

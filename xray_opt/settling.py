@@ -28,7 +28,7 @@ from xray_opt.places import PARENT
 from xray_opt.spool import look, spool_files
 from xray_opt.tracking import STUDY_ID, RankedTrial, Tracking, TrialEnd, is_told
 from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
-from xray_opt.tuning.storage import one_after_another
+from xray_opt.tuning.storage import one_after_another, storage_patience
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -86,7 +86,8 @@ def settle_as_far_as_it_goes(
         if left.stopped or not tracking.is_made:
             raise StoreAway(left.stopped or "the study's run is not made yet")
         agree_all(opened, tracking, say)
-        version = settle(opened, tracking, connection, base, tags)
+        patient = storage_patience(opened.workspace, opened.config.storage, say)
+        version = patient(lambda: settle(opened, tracking, connection, base, tags))
         aliases = registry.aliases(connection, version.name) if version else {}
         held = [alias for alias, number in aliases.items() if version and number == version.version]
         opened.annotate(POSTPONED, None)

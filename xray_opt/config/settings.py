@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from xray_opt.config.checks import one_of as _one_of
 from xray_opt.config.checks import require as _require
 from xray_opt.config.tracking import TrackingConfig
+from xray_opt.errors import ConfigError
 
 STAGES = ("early", "late", "all")
 
@@ -269,3 +270,11 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        smallest = min(training.batch_size, training.micro_batch or training.batch_size)
+        if self.model.batch_norm == "train" and smallest < 2:
+            raise ConfigError(
+                "model.batch_norm=train needs at least 2 films a batch; raise training.batch_size/micro_batch"
+            )

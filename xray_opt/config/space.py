@@ -11,6 +11,8 @@ from xray_opt.config.study import Parameter
 from xray_opt.errors import ConfigError
 
 Space = Sequence[Parameter]
+#: A section with a rule that is of another section, too: the two are looked at as one.
+RELATED = {"model": "training"}
 
 
 def check_space(space: Space, config: Config) -> None:
@@ -22,7 +24,8 @@ def check_space(space: Space, config: Config) -> None:
     _check_conditions(space, config)
     sections: dict[str, list[Parameter]] = {}
     for parameter in space:
-        sections.setdefault(parameter.name.partition(".")[0], []).append(parameter)
+        section = parameter.name.partition(".")[0]
+        sections.setdefault(RELATED.get(section, section), []).append(parameter)
     for own in sections.values():
         for values in _corners(own, flatten(config)):
             _check_corner(values, config)
@@ -65,12 +68,28 @@ def _check_corner(values: dict[str, Scalar], config: Config) -> None:
 
 
 def _corners(own: Space, fixed: dict[str, Scalar]) -> Iterator[dict[str, Scalar]]:
-    """Ends of every two parameters of a section together, as no rule is of more than two; the others out of the way."""
+    """Ends of every two parameters of a section that may be drawn together; the others out of the way.
+
+    No rule is of more than two.
+    """
     ends = {parameter.name: _ends(parameter, fixed) for parameter in own}
     aside = {name: some[0] if name.endswith("_min") else some[-1] for name, some in ends.items()}
     for one, other in combinations_with_replacement(ends, 2):
         for values in product(ends[one], ends[other]):
-            yield aside | dict(zip((one, other), values, strict=True))
+            corner = dict(zip((one, other), values, strict=True))
+            both = [parameter for parameter in own if parameter.name in corner]
+            if all(_may_be(parameter, corner, fixed) for parameter in both):
+                drawn = [parameter for parameter in both if parameter.holds(corner[parameter.name])]
+                conditions = {name: wanted for parameter in drawn for name, wanted in parameter.when.items()}
+                yield aside | conditions | corner
+
+
+def _may_be(parameter: Parameter, corner: dict[str, Scalar], fixed: dict[str, Scalar]) -> bool:
+    """Whether a parameter has its value where the others of a corner have theirs."""
+    value = corner[parameter.name]
+    if any(corner.get(name, wanted) != wanted for name, wanted in parameter.when.items()):
+        return value == fixed[parameter.name]
+    return parameter.holds(value) or not parameter.when.keys() <= corner.keys()
 
 
 def _ends(parameter: Parameter, fixed: dict[str, Scalar]) -> list[Scalar]:

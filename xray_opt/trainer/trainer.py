@@ -276,11 +276,8 @@ def _check(config: Config, images: Images) -> None:
     for split in (images.train, images.val):
         if not len(split):
             raise TrainingError(f"the split {split.name} has no films; prepare the data with other fractions")
-    smallest = min(config.training.batch_size, config.training.micro_batch or config.training.batch_size)
-    if config.model.batch_norm == "train" and min(smallest, len(images.train)) < 2:
-        raise ConfigError(
-            "model.batch_norm=train needs at least 2 films a batch; raise training.batch_size/micro_batch"
-        )
+    if config.model.batch_norm == "train" and len(images.train) < 2:
+        raise ConfigError("model.batch_norm=train needs at least 2 training films; raise data.train_films")
 
 
 def _look(losses: list[Tensor], epoch: int) -> NDArray[np.float64]:

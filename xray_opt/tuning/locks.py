@@ -220,8 +220,12 @@ def advisory_lock(
         while not _taken(connection, name, hold):
             waiting.go_on()
         sign = partial(connection.execute, sqlalchemy.text("SELECT 1"))
-        with nullcontext() if hold is None else living(sign, hold / 4):
-            yield
+        try:
+            with nullcontext() if hold is None else living(sign, hold / 4):
+                yield
+        except BaseException:
+            connection.invalidate()  # it may be lost: what a rollback says must not take the place of this
+            raise
         try:
             connection.commit()
         except sqlalchemy.exc.SQLAlchemyError as error:
@@ -230,12 +234,14 @@ def advisory_lock(
 
 def _taken(connection: sqlalchemy.Connection, name: str, hold: float | None) -> bool:
     """Ask for a lock for half as long as a server may be silent; held, it ends with the connection's transaction."""
-    idle = {} if hold is None else {"idle_in_transaction_session_timeout": f"{hold * 1000:.0f}"}
-    _set(connection, {**GONE, **idle, "lock_timeout": f"{limit(SILENCE) * 500:.0f}"}, local=True)
+    idle = f"{(hold or 0) * 1000:.0f}"  # 0: for ever, whatever the server's own limit is
+    silent = f"{limit(SILENCE) * 500:.0f}"
+    _set(connection, GONE | {"idle_in_transaction_session_timeout": idle, "lock_timeout": silent}, local=True)
     try:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(name)})
     except sqlalchemy.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
+        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg's, psycopg2's
+        if state != "55P03":  # lock_not_available
             raise
         connection.rollback()
         return False

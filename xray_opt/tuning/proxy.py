@@ -14,7 +14,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import GrpcStorageProxy
 
 from xray_opt.errors import ConfigError, StudyError, one_line
+from xray_opt.tuning.connecting import limit as at_most
 from xray_opt.tuning.locks import QUIET, living, longest, lost
 from xray_opt.tuning.urls import LockBusy, StorageAway, masked, parsed
 
@@ -40,8 +41,8 @@ except ImportError as missing:
 PORT = 13000
 #: Our own calls beside Optuna's, and the metadata in which the token of a lock goes.
 SERVICE, TOKEN = "xray_opt.Storage", "xray-opt-lock"
-#: Seconds for one call; one that waits for a lock may take longer.
-CALL = 30.0
+#: Seconds for one call; one that waits for a lock may take longer, and its answer so much more.
+CALL, SLACK = 30.0, 1.0
 #: Either side finds out within half a minute that the other's machine is gone, and a lock falls free.
 ALIVE = (("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000))
 OPTIONS = (
@@ -89,7 +90,7 @@ class ProxiedStorage(GrpcStorageProxy):
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         token = getattr(self._held, "token", None)
         with _clearly():
-            return method(request, timeout=CALL, metadata=((TOKEN, token),) if token else ())
+            return method(request, timeout=at_most(CALL), metadata=((TOKEN, token),) if token else ())
 
     def about(self) -> About:
         """What the proxy says of itself.
@@ -134,18 +135,19 @@ class ProxiedStorage(GrpcStorageProxy):
             StorageInternalError: the proxy does not answer.
         """
         ours: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        ours.put(json.dumps({"name": name, "wait": wait, "limit": limit, "most": longest(name, server=True)}).encode())
+        most = longest(name, server=True)
+        ours.put(json.dumps({"name": name, "wait": wait, "limit": limit, "most": most}).encode())
         call = self._hold(iter(ours.get, None))
         before = getattr(self._held, "token", None)
         try:
-            with _clearly(), _saying(say, name, masked(self.url)):
+            with _clearly(), _given_up(call, most + SLACK), _saying(say, name, masked(self.url)):
                 token = _answer(call)
             self._held.token = token or before
             with nullcontext() if limit is None else living(partial(ours.put, b"here"), limit / 4):
                 yield bool(token)
             ours.put(None)
             try:
-                with _clearly():  # its end says that the lock was held until now
+                with _clearly(), _given_up(call, at_most(CALL)):  # its end says that the lock was held until now
                     for _ in call:
                         pass
             except StorageInternalError as error:
@@ -170,7 +172,19 @@ def _answer(call: Any) -> str:
 def _saying(say: Callable[[str], None], name: str, url: str) -> Iterator[None]:
     """Say once that a lock is waited for where the block takes long."""
     line = f"waiting for the lock of {name.lstrip(':').replace(':', ' ')} in storage {url}"
-    timer = threading.Timer(QUIET, say, [line])
+    with _later(QUIET, partial(say, line)):
+        yield
+
+
+def _given_up(call: Any, seconds: float) -> AbstractContextManager[None]:
+    """End a call where the block, which waits for it, takes longer: the proxy hangs."""
+    return _later(seconds, call.cancel)
+
+
+@contextmanager
+def _later(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Act where the block takes longer than so many seconds."""
+    timer = threading.Timer(seconds, act)
     timer.daemon = True
     timer.start()
     try:
@@ -200,4 +214,6 @@ def _clearly() -> Iterator[None]:
     except grpc.RpcError as error:
         if error.code() in MEANT:
             raise
+        if error.code() == grpc.StatusCode.CANCELLED:
+            raise StorageInternalError("the proxy did not answer in time") from None
         raise StorageInternalError(one_line(Exception(error.details()), 200)) from None

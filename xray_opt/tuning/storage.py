@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 from xray_opt.config import StudyConfig, Workspace
 from xray_opt.errors import ConfigError, StudyError, one_line
 from xray_opt.tuning.connecting import POOL, engine_options, one_connection, within
-from xray_opt.tuning.locks import Storage, advisory_lock, file_lock, sole_lock, study_lock
+from xray_opt.tuning.locks import HOLD, Storage, advisory_lock, file_lock, sole_lock, study_lock
 from xray_opt.tuning.urls import (
     FAULTS,
     LockBusy,
@@ -113,7 +113,7 @@ def open_database(url: str) -> RDBStorage:
                     )
                 file.parent.mkdir(parents=True, exist_ok=True)
             name = TABLES[backend]
-            with file_lock(url, name) if backend == "sqlite" else advisory_lock(one_connection(url), name):
+            with file_lock(url, name) if backend == "sqlite" else advisory_lock(one_connection(url), name, hold=HOLD):
                 return RDBStorage(url, engine_kwargs=options)
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise ConfigError(
