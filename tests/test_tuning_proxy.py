@@ -368,6 +368,9 @@ class Trembling:
         if self.looks == 1:
             raise ZeroDivisionError("nor of this")
 
+    def tell(self, name):
+        pass
+
 
 def test_no_fault_ends_the_proxys_look_for_lost_workers_and_no_study_holds_up_another(database):
     pytest.importorskip("grpc", reason="no grpcio here: install the extra grpc")
@@ -388,6 +391,32 @@ def test_no_fault_ends_the_proxys_look_for_lost_workers_and_no_study_holds_up_an
     assert set(reaper.reaped) == {"free"}
     assert "cannot look for lost workers (nobody thought of this); trying again" in said
     assert len(said) <= 2
+
+
+def test_the_proxy_says_what_it_reaped_outside_of_the_lock(workspace, database):
+    """Where its terminal is stopped (Ctrl-S) whoever says a line stands still, with the lock if it has that."""
+    pytest.importorskip("grpc", reason="no grpcio here: install the extra grpc")
+    from xray_opt.tuning import serving
+    from xray_opt.tuning.reaper import Reaper
+
+    open_study(study_of(database), workspace, "d" * 64)
+    optuna.load_study(study_name="fast", storage=database).ask()  # by a worker that died before it said who it is
+    free = dict[str, bool]()
+
+    def say(line):
+        with sole_lock(database, "fast") as taken:
+            free[line] = taken
+
+    async def look():
+        storage = serving.open_database(database)
+        reaper = Reaper(storage, Lease(0.05, 0.2), say)
+        looking = asyncio.create_task(serving._Reaping(reaper, serving.Locks(storage), say).go_on(0.05))
+        while not free:
+            await asyncio.sleep(0.02)
+        looking.cancel()
+
+    asyncio.run(asyncio.wait_for(look(), LONG))
+    assert free == {"study fast: the worker of trial 0 is lost; the trial is tried no more": True}
 
 
 def test_a_holder_that_hangs_loses_its_lock_to_the_next_in_line(front, monkeypatch):

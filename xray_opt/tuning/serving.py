@@ -253,14 +253,16 @@ class _Reaping:
 
     async def _reap(self, name: str) -> None:
         try:
-            async with self._told(name), self._locks.held(name, most=LATE, limit=HOLD):
-                await asyncio.get_running_loop().run_in_executor(None, self._reaper.reap, name)
+            async with self._told(name):
+                async with self._locks.held(name, most=LATE, limit=HOLD):
+                    await asyncio.to_thread(self._reaper.reap, name)
+                await asyncio.to_thread(self._reaper.tell, name)
         finally:
             del self._busy[name]
 
     @asynccontextmanager
     async def _told(self, name: str) -> AsyncIterator[None]:
-        """What goes wrong is said once, until all is well again."""
+        """What goes wrong is said once, until all is well again; by a thread, as a terminal may be stopped (Ctrl-S)."""
         try:
             yield
             self._failing.discard(name)
@@ -268,5 +270,5 @@ class _Reaping:
             if name not in self._failing:
                 where = f" in study {name}" if name else ""
                 why = one_line(error.__cause__ or error, 200)
-                self._say(f"cannot look for lost workers{where} ({why}); trying again")
-            self._failing.add(name)
+                self._failing.add(name)
+                await asyncio.to_thread(self._say, f"cannot look for lost workers{where} ({why}); trying again")
