@@ -12,8 +12,10 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 
 import optuna
+import psutil
 import pytest
 from proxy_server import proxy
 
@@ -282,6 +284,24 @@ def test_the_command_serves_until_it_is_told_to_stop_and_warns_of_open_doors(tmp
     process.terminate()
     process.communicate(timeout=LONG)
     assert line.startswith("WARNING: 0.0.0.0 can be reached from outside, without login or encryption")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_ends_though_a_client_waits_for_a_lock_in_the_database(tmp_path, database, number):
+    def client():
+        with suppress(Exception), study_lock(open_storage(server.url), "fast"):
+            taken.append(1)
+
+    taken = list[int]()
+    with proxy(database, tmp_path) as server, study_lock(open_storage(database), "fast"):
+        waiting = threading.Thread(target=client, daemon=True)
+        waiting.start()
+        opened = psutil.Process(server.process.pid).open_files
+        wait_until(lambda: any(file.path.endswith(".lock") for file in opened()))
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 130
+        assert not taken
+    waiting.join(LONG)
 
 
 def test_a_proxy_that_does_not_answer_is_away_and_waited_for():
