@@ -292,6 +292,21 @@ def test_under_nohup_a_command_goes_on_without_a_reader():
     assert (process.communicate("go\n")[0], process.returncode) == ("done\n", 0)
 
 
+def test_a_terminal_that_closes_is_borne_by_a_command_without_standard_output():
+    code = """
+import os, signal, time
+from xray_opt.cli.terminal import bear_a_closed_terminal
+os.close(1)
+bear_a_closed_terminal()
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 7
+
+
 def test_a_line_that_meets_a_full_disk_is_lost_and_that_is_all():
     with open("/dev/full", "w") as full:
         process = saying(stderr=full)

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -59,13 +60,15 @@ def bear_a_closed_terminal() -> None:
 
 def leave_terminal() -> None:
     """Let the descriptors of standard output and error that are a terminal lead nowhere."""
-    _lead_nowhere(*(descriptor for descriptor in (1, 2) if stat.S_ISCHR(os.fstat(descriptor).st_mode)))
+    for descriptor in (1, 2):
+        with suppress(OSError):  # a command may be called without one
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                _lead_nowhere(descriptor)
 
 
-def _lead_nowhere(*descriptors: int) -> None:
+def _lead_nowhere(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 
