@@ -66,7 +66,7 @@ class Place:
 
         out, err, code = io.StringIO(), io.StringIO(), 0
         before = Path.cwd(), sys.argv, sys.stdin
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         wanted = self.environment()
         kept = {key: os.environ.get(key) for key in wanted.keys() | os.environ.keys()}
         apply_environment({key: wanted.get(key) for key in kept})

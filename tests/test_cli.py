@@ -239,3 +239,75 @@ def test_lines_for_a_terminal_that_is_gone_go_nowhere_and_nohup_keeps_the_comman
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     for descriptor in (wait, go, wait_ready, ready):
         os.close(descriptor)
+
+
+#: A command that says line after line on standard error, told when to go on, and tells how it ends on standard output.
+SAYING = """
+import sys, time, click, xray_opt.cli as cli
+def work(**options):
+    try:
+        print("up", flush=True)
+        sys.stdin.readline()
+        for _ in range({lines}):
+            click.echo("is anybody there?", err=True)
+            time.sleep(0.01)
+        print("done", flush=True)
+    except KeyboardInterrupt:
+        click.echo("handing back", err=True)
+        time.sleep(0.2)
+        print("ended well", flush=True)
+        raise
+cli.group.main = work
+cli.main()
+"""
+
+
+def saying(lines=300, **options):
+    code = SAYING.format(lines=lines)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.mark.parametrize("ended_by", ["reader", "ctrl-c"])
+def test_a_reader_of_lines_that_goes_away_ends_a_command_as_ctrl_c_does_and_only_once(ended_by):
+    """Ctrl-C ends both sides of a pipe: the reader that is gone then must not cut the end short."""
+    process = saying(
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
+    process.stderr.close()
+    if ended_by == "ctrl-c":
+        process.send_signal(signal.SIGINT)
+    else:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert (process.stdout.read(), process.wait(60)) == ("ended well\n", 130)
+
+
+def test_under_nohup_a_command_goes_on_without_a_reader():
+    process = saying(stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.stderr.close()
+    assert (process.communicate("go\n")[0], process.returncode) == ("done\n", 0)
+
+
+def test_a_terminal_that_closes_is_borne_by_a_command_without_standard_output():
+    code = """
+import os, signal, time
+from xray_opt.cli.terminal import bear_a_closed_terminal
+os.close(1)
+bear_a_closed_terminal()
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 7
+
+
+def test_a_line_that_meets_a_full_disk_is_lost_and_that_is_all():
+    with open("/dev/full", "w") as full:
+        process = saying(stderr=full)
+    assert (process.communicate("go\n")[0], process.returncode) == ("done\n", 0)

@@ -262,6 +262,25 @@ def test_a_terminal_that_closes_ends_a_tune_as_ctrl_c_does(place, options):
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
+def test_a_reader_of_the_lines_that_goes_away_ends_a_tune_as_ctrl_c_does(place, options):
+    """As where the other side of ``ssh host 'xray-opt tune …' | tee log`` dies: nothing but a closed pipe tells."""
+    write_study(place, "unread", epochs=4)
+    tune = ("tune", "--study", "unread", "--trials", "2", *options)
+    process = forked.fork(place, *tune)
+    while "epoch 1/4" not in process.stderr.readline():
+        assert process.poll() is None
+    process.stderr.close()
+    assert process.wait(forked.LONG) == 130
+    trials = trials_of(place, "unread")
+    assert "RUNNING" not in {trial.state for trial in trials}
+    assert {trial.reason for trial in trials if trial.state == "FAIL"} == {"interrupted"}
+    assert list((place.workspace.study_folder("unread") / "checkpoints").glob("*-trial-*.pt"))
+    done = place.run(*tune[:5])
+    assert done.returncode == 0, done.stderr
+    check_agreement(place, "unread")
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["in-process", "processes"])
 def test_sigterm_hands_the_trials_back_though_mlflow_hangs(place, server, options):
     """Slurm and Kubernetes kill after 30 s, so the test does; the tracking server takes what comes and says nothing."""
     name = f"ended-{len(options)}"

@@ -2,9 +2,12 @@
 
 import dataclasses
 import os
+import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from conftest import Place
 
@@ -19,7 +22,7 @@ from xray_opt.errors import (
     TrackingError,
     XrayError,
 )
-from xray_opt.launchers import gpus, slots
+from xray_opt.launchers import gpus, member, processes, slots
 from xray_opt.launchers.choose import launcher_for
 from xray_opt.launchers.gpus import Gpu, chosen, memory_fraction, named, need, require_room, shared_how
 from xray_opt.launchers.processes import Processes
@@ -28,7 +31,7 @@ from xray_opt.launchers.wire import Job, Teller, error_of, read_event
 from xray_opt.metrics import Scores
 from xray_opt.trainer import Epoch
 from xray_opt.tuning import Crew, TrialRecord
-from xray_opt.workers import in_process
+from xray_opt.workers import StudyWatcher, in_process
 
 #: As NVML told it of a machine with two cards (`nvidia-smi --query-gpu=name,uuid,memory.free,memory.total`).
 A100 = Gpu("NVIDIA A100-SXM4-40GB", "GPU-2f4f5a3c-95d3-1f0a-5c1e-6a1d5b0f6d11", 41_900_000_000, 42_949_672_960)
@@ -124,6 +127,84 @@ def test_a_slot_whose_parent_is_gone_before_the_job_ends_at_once():
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def team(monkeypatch, tmp_path, program, say, count=2):
+    """Slots whose processes, real ones, run ``program``; each knows itself by its number of threads, from 1."""
+    monkeypatch.setattr(member, "PROGRAM", ("-c", program))
+    given = [Slot(f"slot {index}", index + 1) for index in range(count)]
+    job = Job(study(), tmp_path, "id", 1, None, Crew("c", frozenset()), None)
+    work = SimpleNamespace(watcher=StudyWatcher(say=say))
+    return processes._Team(lambda news: [member.Member(slot, news) for slot in given], job, work)
+
+
+def test_slots_have_their_time_to_end_whatever_is_wrong_with_whoever_listens(monkeypatch, tmp_path):
+    program = f"""
+import os, pathlib, signal, sys, time
+def end(*_):
+    print('ending', flush=True)
+    time.sleep(0.5)
+    (pathlib.Path({str(tmp_path)!r}) / os.environ['OMP_NUM_THREADS']).touch()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+print('up', os.environ['OMP_NUM_THREADS'], flush=True)
+time.sleep(600)
+"""
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) > 1:  # both are up
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        team(monkeypatch, tmp_path, program, say).run()
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_a_slot_that_cannot_be_started_again_is_given_up_and_the_others_go_on(monkeypatch, tmp_path):
+    program = f"""
+import os, pathlib, time
+if os.environ['OMP_NUM_THREADS'] == '2':
+    os.kill(os.getpid(), 9)
+while not (pathlib.Path({str(tmp_path)!r}) / 'given up').exists():
+    time.sleep(0.02)
+"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "started again" in line:  # no file is left for its pipes
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        else:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            (tmp_path / "given up").touch()
+
+    try:
+        one = team(monkeypatch, tmp_path, program, say)
+        one.run()
+        one.require_one_that_worked()
+        assert said == [
+            "slot 1 was killed (SIGKILL; out of memory?) and is started again (1 of 3 times)",
+            "slot 1 is given up: cannot start slot 1: Too many open files; use fewer slots",
+        ]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(StudyError, match="cannot start slot 0: Too many open files; use fewer slots"):
+            team(monkeypatch, tmp_path, program, say).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_slot_that_nobody_can_listen_to_is_not_left_running(monkeypatch, tmp_path):
+    def no_thread(self, stream, read):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(member.Member, "_listen", no_thread)
+    one = team(monkeypatch, tmp_path, "import time; time.sleep(600)", print, count=1)
+    with pytest.raises(StudyError, match="cannot start slot 0: can't start new thread"):
+        one.run()
+    assert not [child for child in psutil.Process().children() if "time.sleep(600)" in " ".join(child.cmdline())]
 
 
 def test_the_cores_are_divided_among_the_slots(monkeypatch):

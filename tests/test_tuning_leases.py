@@ -30,6 +30,7 @@ from xray_opt.tuning import (
 )
 from xray_opt.tuning.claims import Claims
 from xray_opt.tuning.leases import Watch, beating
+from xray_opt.tuning.locks import sole_lock
 from xray_opt.tuning.owners import at_work, this_worker
 from xray_opt.tuning.reaping import failed
 from xray_opt.tuning.records import BEAT, ENDING, OWNER
@@ -417,6 +418,40 @@ def test_who_is_slow_to_hear_of_a_lost_trial_holds_up_no_other_worker(workspace)
     first.join(300)
     assert told == [dead.number]
     assert states(workspace) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_no_line_is_said_under_the_lock(workspace, monkeypatch):
+    """Where a terminal is stopped (Ctrl-S) whoever says a line stands still, with the lock if it has that."""
+    free = dict[str, bool]()
+
+    def say(line):
+        with sole_lock(storage_url(workspace), "fast") as taken:
+            free[line] = taken
+        worker.go_on.set()
+
+    def fails(trial):
+        raise ValueError("nobody thought of this")
+
+    with pytest.raises(StudyError):
+        opened(workspace).tune(fails, 3)
+    worker = Worker(opened(workspace), 1, Lease())  # forgives, and says so to nobody
+    assert worker.inside.wait(300)
+    opened(workspace).tune(half, 1, say=say, lease=Lease(0.05, 60))
+    worker.end()
+    with pytest.raises(StudyError):
+        opened(workspace).tune(fails, 4)
+    taken, first = optuna.Trial.set_user_attr, iter([1])
+
+    def ended_meanwhile(trial, key, value):
+        if key == OWNER and next(first, None):
+            trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        taken(trial, key, value)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", ended_meanwhile)
+    opened(workspace).tune(half, 4, say=say)
+    waiting, mended, ended = free
+    assert ("waiting" in waiting, "mended" in mended, "before it began" in ended) == (True, True, True), free
+    assert all(free.values()), free
 
 
 def test_a_storage_that_fails_in_mid_claim_has_no_lost_trial_untold(workspace, monkeypatch):

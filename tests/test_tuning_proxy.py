@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 
 import optuna
 import psutil
@@ -287,6 +288,24 @@ def test_the_command_serves_until_it_is_told_to_stop_and_warns_of_open_doors(tmp
     assert line.startswith("WARNING: 0.0.0.0 can be reached from outside, without login or encryption")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_ends_though_a_client_waits_for_a_lock_in_the_database(tmp_path, database, number):
+    def client():
+        with suppress(Exception), study_lock(open_storage(server.url), "fast"):
+            taken.append(1)
+
+    taken = list[int]()
+    with proxy(database, tmp_path) as server, study_lock(open_storage(database), "fast"):
+        waiting = threading.Thread(target=client, daemon=True)
+        waiting.start()
+        opened = psutil.Process(server.process.pid).open_files
+        wait_until(lambda: any(file.path.endswith(".lock") for file in opened()))
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 130
+        assert not taken
+    waiting.join(LONG)
+
+
 def test_a_proxy_that_does_not_answer_is_away_and_waited_for():
     with pytest.raises(StorageAway, match="does not answer"):
         open_storage("grpc://127.0.0.1:1")
@@ -386,6 +405,9 @@ class Trembling:
         if self.looks == 1:
             raise ZeroDivisionError("nor of this")
 
+    def tell(self, name):
+        pass
+
 
 def test_no_fault_ends_the_proxys_look_for_lost_workers_and_no_study_holds_up_another(database):
     pytest.importorskip("grpc", reason="no grpcio here: install the extra grpc")
@@ -406,6 +428,32 @@ def test_no_fault_ends_the_proxys_look_for_lost_workers_and_no_study_holds_up_an
     assert set(reaper.reaped) == {"free"}
     assert "cannot look for lost workers (nobody thought of this); trying again" in said
     assert len(said) <= 2
+
+
+def test_the_proxy_says_what_it_reaped_outside_of_the_lock(workspace, database):
+    """Where its terminal is stopped (Ctrl-S) whoever says a line stands still, with the lock if it has that."""
+    pytest.importorskip("grpc", reason="no grpcio here: install the extra grpc")
+    from xray_opt.tuning import serving
+    from xray_opt.tuning.reaper import Reaper
+
+    open_study(study_of(database), workspace, "d" * 64)
+    optuna.load_study(study_name="fast", storage=database).ask()  # by a worker that died before it said who it is
+    free = dict[str, bool]()
+
+    def say(line):
+        with sole_lock(database, "fast") as taken:
+            free[line] = taken
+
+    async def look():
+        storage = serving.open_database(database)
+        reaper = Reaper(storage, Lease(0.05, 0.2), say)
+        looking = asyncio.create_task(serving._Reaping(reaper, serving.Locks(storage), say).go_on(0.05))
+        while not free:
+            await asyncio.sleep(0.02)
+        looking.cancel()
+
+    asyncio.run(asyncio.wait_for(look(), LONG))
+    assert free == {"study fast: the worker of trial 0 is lost; the trial is tried no more": True}
 
 
 def test_a_holder_that_hangs_loses_its_lock_to_the_next_in_line(front, monkeypatch):

@@ -10,14 +10,12 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import signal
 import sys
-from types import FrameType
 
 import click
 
 from xray_opt import __version__
-from xray_opt.cli.terminal import bear_a_closed_terminal
+from xray_opt.cli.terminal import bear_a_closed_terminal, undisturbed
 from xray_opt.errors import XrayError, disk_refusals, printable
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
@@ -99,13 +97,8 @@ def read_env() -> None:
     load_environment(Workspace.here(), lambda line: click.echo(f"warning: {line}", err=True))
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point of ``xray-opt``."""
-    signal.signal(signal.SIGTERM, _interrupt)
     bear_a_closed_terminal()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
@@ -132,5 +125,6 @@ def fail(line: str, code: int) -> None:
     """Print one line to stderr, no password in it, and exit with ``code``."""
     from xray_opt.config.environment_file import redacted
 
+    undisturbed()
     click.echo(redacted(f"error: {line}" if code != 130 else line), err=True)
     sys.exit(code)

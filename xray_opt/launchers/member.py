@@ -50,13 +50,20 @@ class Member:
         return self._process is not None
 
     def start(self, job: Job) -> None:
-        """Start the slot's process and hand it its job."""
+        """Start the slot's process and hand it its job.
+
+        Raises:
+            StudyError: the system has no process left, or no memory, file or thread for one.
+        """
         try:
             self._process, told = interpreter(PROGRAM, self.slot.environment())
-        except OSError as error:
-            raise StudyError(f"cannot start {self.slot.name}: {error.strerror or error}; use fewer slots") from error
-        self._listen(told, read_event)
-        self._listen(self._process.stdout, _printed)
+            self._listen(told, read_event)
+            self._listen(self._process.stdout, _printed)
+        except (OSError, RuntimeError) as error:
+            self.kill()
+            self._process = None
+            why = getattr(error, "strerror", None) or error
+            raise StudyError(f"cannot start {self.slot.name}: {why}; use fewer slots") from error
         job = replace(job, study=self.slot.settings(job.study), memory_fraction=self.slot.memory_fraction)
         with suppress(OSError):  # it died at once: its end tells
             _pipe(self._process.stdin).write(job.line())

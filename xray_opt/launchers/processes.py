@@ -121,8 +121,19 @@ class _Team:
         )
 
     def _start(self, member: Member) -> None:
+        """Start a slot; one that cannot be is given up, as long as it is not the call's first.
+
+        Raises:
+            StudyError: not even that one can be started.
+        """
         left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-        member.start(replace(self._job, timeout=left))
+        try:
+            member.start(replace(self._job, timeout=left))
+        except XrayError as error:
+            if member.code is None and not self._running():
+                raise
+            member.error = error
+            self._watcher.say(f"{member.slot.name} is given up: {error}")
 
     def _running(self) -> list[Member]:
         return [member for member in self._members if member.runs]
@@ -204,9 +215,12 @@ class _Team:
             raise
 
     def _stop(self) -> None:
+        """The slots have their time whatever fails here: whoever is told may be what failed."""
         for member in self._running():
             member.stop()
-        self._watcher.say(f"the slots have {GRACE:.0f} s to hand their trials back; Ctrl-C again kills them")
         deadline = time.monotonic() + GRACE
+        with suppress(Exception):
+            self._watcher.say(f"the slots have {GRACE:.0f} s to hand their trials back; Ctrl-C again kills them")
         while self._running() and time.monotonic() < deadline:
-            self._over()
+            with suppress(Exception):
+                self._over()

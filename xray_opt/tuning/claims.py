@@ -42,6 +42,7 @@ class Claims:
         self._watch = Watch(lease)
         self._waited_for: set[int] = set()
         self._untold: dict[int, TrialRecord] = {}
+        self._unsaid: list[str] = []
 
     def lock(self) -> AbstractContextManager[None]:
         """The study's lock."""
@@ -74,23 +75,29 @@ class Claims:
             TooManyFailures: so many trials failed that no more are to be tried.
             StudyError: another call was faster to begin, up to another total.
         """
-        with self.lock(), self._listing.once():
-            self.require_study()
-            trials = self._tidied()
-            if unsure := self._rivals(trials, total):
-                self._say_waiting(unsure)
-                return None, ""
-            held = _held(trials)
-            over = counted(trials)
-            if over < total:
-                stop_if_hopeless(self.study, trials, total, self.crew.before if self.crew else ())
-            if over >= total or late or over + len(held) >= total:
-                stopped = "done" if over >= total else "timeout" if late else ""
-                unsure = self._unsure(held)
-                self._say_waiting(unsure if stopped else held)
-                return None, "" if unsure else stopped
-            taken = self._taken(total)
-            return None if taken is None else draw(taken), ""
+        try:
+            with self.lock(), self._listing.once():
+                return self._claim(total, late, draw)
+        finally:
+            self._say_unsaid()
+
+    def _claim(self, total: int, late: bool, draw: Callable[[optuna.Trial], T]) -> tuple[T | None, str]:
+        self.require_study()
+        trials = self._tidied()
+        if unsure := self._rivals(trials, total):
+            self._note_waiting(unsure)
+            return None, ""
+        held = _held(trials)
+        over = counted(trials)
+        if over < total:
+            stop_if_hopeless(self.study, trials, total, self.crew.before if self.crew else ())
+        if over >= total or late or over + len(held) >= total:
+            stopped = "done" if over >= total else "timeout" if late else ""
+            unsure = self._unsure(held)
+            self._note_waiting(unsure if stopped else held)
+            return None, "" if unsure else stopped
+        taken = self._taken(total)
+        return None if taken is None else draw(taken), ""
 
     def _rivals(self, trials: list[FrozenTrial], total: int) -> list[FrozenTrial]:
         """Trials of others at work up to another total of whom waiting will tell whether they live: looked for before
@@ -117,7 +124,7 @@ class Claims:
             call = {"crew": self.crew and self.crew.name, "total": total}
             trial.set_user_attr(OWNER, this_worker(self.worker) | call)
         except UpdateFinishedTrialError:  # this worker hung and lost the lock: a trial without owner is taken for lost
-            self._say(f"trial {trial.number} was ended by another worker before it began here")
+            self._unsaid.append(f"trial {trial.number} was ended by another worker before it began here")
             return None
         return trial
 
@@ -133,7 +140,8 @@ class Claims:
         over, unsure = counted(trials), self._unsure(held)
         if not self._joined or over >= total or late:
             return not unsure
-        self._say_waiting(held)
+        self._note_waiting(held)
+        self._say_unsaid()
         return over + len(held) < total
 
     def _unsure(self, held: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -167,7 +175,12 @@ class Claims:
         while self._untold:
             lost(self._untold.pop(min(self._untold)))
 
-    def _say_waiting(self, held: list[FrozenTrial]) -> None:
+    def _say_unsaid(self) -> None:
+        """Outside of the lock, as :meth:`tell_lost` tells: a terminal may be stopped (Ctrl-S)."""
+        while self._unsaid:
+            self._say(self._unsaid.pop(0))
+
+    def _note_waiting(self, held: list[FrozenTrial]) -> None:
         """Once a trial; whoever started this worker knows what the other workers of its call do."""
         for trial in held:
             owner, unsure = trial.user_attrs.get(OWNER) or {}, self._watch.is_unsure(trial)
@@ -175,7 +188,8 @@ class Claims:
             if trial.number not in self._waited_for and (unsure or not own):
                 self._waited_for.add(trial.number)
                 line = f"waiting for trial {trial.number} of process {owner.get('pid')} on host {owner.get('host')}"
-                self._say(line + (f", up to {self._lease.patience:.0f} s for a sign of life" if unsure else ""))
+                line += f", up to {self._lease.patience:.0f} s for a sign of life" if unsure else ""
+                self._unsaid.append(line)
 
 
 def _held(trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -102,6 +102,11 @@ class Reaper:
         if (watched := self._watched.get(name)) is not None:
             with suppress(KeyError):
                 watched.reap()
+
+    def tell(self, name: str) -> None:
+        """Say what became of them; call outside of the lock, as whoever is told may be slow."""
+        if (watched := self._watched.get(name)) is not None:
+            with suppress(KeyError):
                 watched.tell(lambda line: self._say(f"study {name}: {line}"), lambda record: None)
 
 

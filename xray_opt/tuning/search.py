@@ -135,9 +135,13 @@ class Search:
         def locked() -> frozenset[int]:
             with self._claims.lock():
                 self._claims.require_study()
-                return begin(self.study, total, self.say)
+                return begin(self.study, total, lines.append)
 
-        return Crew(uuid.uuid4().hex, self._patient(locked))
+        lines = list[str]()
+        crew = Crew(uuid.uuid4().hex, self._patient(locked))
+        for line in lines:  # outside of the lock: whoever is told may be slow
+            self.say(line)
+        return crew
 
     def _drawn(self, claimed: optuna.Trial) -> Drawn:
         """A claimed trial with its params, drawn by its own sampler while the claim has the lock and a list of trials.

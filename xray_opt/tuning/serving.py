@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import threading
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +39,10 @@ THREADS = 12
 LOCKS = 32
 #: Seconds that running calls have when the proxy is stopped.
 GRACE = 5.0
+#: Seconds that the rest has then: a thread that waits in the database for a lock waits up to an hour.
+REST = 3.0
+#: Exit code of a process that was told to end.
+INTERRUPTED = 130
 LOCAL = ("127.0.0.1", "localhost", "::1")
 OPTIONS = (
     *ALIVE,
@@ -56,7 +62,7 @@ def serve(
     say: Callable[[str], None] = lambda line: None,
     lease: Lease = Lease(),
 ) -> None:
-    """Serve the database until SIGINT or SIGTERM.
+    """Serve the database until SIGINT or SIGTERM, with which this process ends, whoever waits in the database.
 
     Args:
         port: 0 takes a free one, and says which.
@@ -102,9 +108,19 @@ async def _serve(database: RDBStorage, host: str, port: int, say: Callable[[str]
     if host not in LOCAL:
         say(f"WARNING: {shown} can be reached from outside, without login or encryption: for trusted networks only")
     say(f"{masked(database.url)} is served at grpc://{shown}:{bound}; Ctrl-C ends that")
-    await stopped.wait()
-    reaping.cancel()
-    await server.stop(GRACE)
+    try:
+        await stopped.wait()
+    finally:
+        _end_for_sure()
+        reaping.cancel()
+        await server.stop(GRACE)
+
+
+def _end_for_sure() -> None:
+    """Python waits for its threads, and theirs may be long waits: the locks of a dead process are free as well."""
+    last = threading.Timer(GRACE + REST, os._exit, (INTERRUPTED,))
+    last.daemon = True
+    last.start()
 
 
 class Locks:
@@ -253,14 +269,16 @@ class _Reaping:
 
     async def _reap(self, name: str) -> None:
         try:
-            async with self._told(name), self._locks.held(name, most=LATE, limit=HOLD):
-                await asyncio.get_running_loop().run_in_executor(None, self._reaper.reap, name)
+            async with self._told(name):
+                async with self._locks.held(name, most=LATE, limit=HOLD):
+                    await asyncio.to_thread(self._reaper.reap, name)
+                await asyncio.to_thread(self._reaper.tell, name)
         finally:
             del self._busy[name]
 
     @asynccontextmanager
     async def _told(self, name: str) -> AsyncIterator[None]:
-        """What goes wrong is said once, until all is well again."""
+        """What goes wrong is said once, until all is well again; by a thread, as a terminal may be stopped (Ctrl-S)."""
         try:
             yield
             self._failing.discard(name)
@@ -268,5 +286,5 @@ class _Reaping:
             if name not in self._failing:
                 where = f" in study {name}" if name else ""
                 why = one_line(error.__cause__ or error, 200)
-                self._say(f"cannot look for lost workers{where} ({why}); trying again")
-            self._failing.add(name)
+                self._failing.add(name)
+                await asyncio.to_thread(self._say, f"cannot look for lost workers{where} ({why}); trying again")
