@@ -75,7 +75,7 @@ def check_all(connection: Connection, run_id: str, folder: Path) -> None:
     assert [(got / name).read_text() for name in ("deep/a.txt", "b.txt")] == ["a", "b"]
 
 
-@pytest.mark.parametrize("mood", ["down", "drop", "slow", 503, 429])
+@pytest.mark.parametrize("mood", ["down", "drop", "slow", 503, 500, 429])
 def test_a_server_that_goes_away_in_the_middle(
     faulty: Faulty, tmp_path: Path, study: str, mood: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +173,31 @@ def test_a_value_that_is_refused_does_not_hold_up_others(faulty: Faulty, tmp_pat
     assert len([line for line in said if "no:such?name" in line]) == 1
     left = send_left_behind(connection, connection.workspace.spool)
     assert (left.waiting, len(left.refused), left.stopped) == (1, 1, "")
+
+
+@pytest.mark.parametrize("poison", [b"poison", b"poisonous file"])
+def test_what_a_store_fails_at_again_and_again_does_not_hold_up_others(
+    faulty: Faulty, tmp_path: Path, study: str, poison: bytes
+) -> None:
+    connection, said = through(faulty, tmp_path), []
+    faulty.poison = poison
+    (tmp_path / "poison.txt").write_text("poisonous file")
+    with Tracking.open(connection, study, tags(study), say=said.append) as tracking:
+        with tracking.run("r", CONFIG, {}, {}) as run:
+            run.tag("odd", "poison")
+            run.log_file(tmp_path / "poison.txt")
+            log_all(run, tmp_path)
+        assert tracking.send_waiting().stopped == ""
+    check_all(connection, run.id, tmp_path)
+    kept = 2 - (poison == b"poisonous file")
+    assert len({line for line in said if "is kept in" in line and "xray-opt sync tries again" in line}) == kept
+    left = send_left_behind(connection, connection.workspace.spool)
+    assert (left.waiting, len(left.refused), left.stopped) == (kept, kept, "")
+    faulty.mood = 500
+    assert send_left_behind(connection, connection.workspace.spool).stopped
+    faulty.mood, faulty.poison = "ok", b""
+    assert send_left_behind(connection, connection.workspace.spool).waiting == 0
+    assert connection.client.get_run(run.id).data.tags["odd"] == "poison"
 
 
 def leave_behind(faulty: Faulty, connection: Connection, study: str, folder: Path) -> Run:

@@ -8,7 +8,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import EXISTS, Connection
+from xray_opt.mlflow_client import EXISTS, Connection, storable
 
 #: Tag of all runs of a study: its own id, as its name may be used anew.
 STUDY_ID = "xray_opt.study_id"
@@ -51,7 +51,7 @@ def parent_run(connection: Connection, experiment_id: str, name: str, tags: Mapp
     mine = None
     found = _study_run(connection, experiment_id, tags)
     if found is None:
-        own = {**tags, ROLE: "study"}
+        own = {key: storable(value) for key, value in tags.items()} | {ROLE: "study"}
         mine = connection.client.create_run(experiment_id, tags=own, run_name=name).info.run_id
         found = _study_run(connection, experiment_id, tags)
     if mine is not None and found is not None and found != mine:
