@@ -12,10 +12,12 @@ import pytest
 from mlflow_stores import CONFIG, ROOT, base, embedded, make_adapter
 from PIL import Image
 
+from xray_opt import syncing
 from xray_opt.config import Parameter, PrunerConfig, StudyConfig
 from xray_opt.mlflow_client import Connection
 from xray_opt.registry import aliases
-from xray_opt.settling import example_film, leaderboard, settle
+from xray_opt.settling import POSTPONED, example_film, leaderboard, postponed, settle
+from xray_opt.syncing import sync
 from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
 
@@ -70,6 +72,20 @@ def ranked(connection: Connection) -> list[tuple[str, str]]:
     models = connection.client.search_logged_models([experiment])
     own = [model for model in models if model.tags.get("xray_opt.role") == "ranked"]
     return sorted((model.tags["xray_opt.rank"], model.name) for model in own)
+
+
+def test_what_is_postponed_while_sync_settles_is_not_forgotten(tmp_path, monkeypatch):
+    """A call of tune ends while ``sync`` brings states of runs into order, and meets MLflow away."""
+    connection = embedded(tmp_path)
+    opened = open_study(STUDY, connection.workspace, "d" * 64)
+    opened.annotate(POSTPONED, {"tags": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(syncing, "agree_all", lambda *_: opened.annotate(POSTPONED, postponed(CONFIG, {})))
+        assert sync(connection.workspace).problems == []
+    assert "settings" in (opened.notes[POSTPONED] or {})
+    opened.annotate(POSTPONED, {"tags": {}})
+    assert sync(connection.workspace).settled == [STUDY.name]
+    assert opened.notes[POSTPONED] is None
 
 
 def test_nothing_is_registered_before_a_trial_is_complete(tmp_path):

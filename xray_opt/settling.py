@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.places import PARENT
 from xray_opt.spool import look, spool_files
 from xray_opt.tracking import STUDY_ID, RankedTrial, Tracking, TrialEnd, is_told
-from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
+from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, amend, storage_patience, storage_url
 from xray_opt.tuning.storage import one_after_another
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
@@ -81,6 +82,7 @@ def settle_as_far_as_it_goes(
     say: Callable[[str], None],
 ) -> Settled:
     """Settle a study and end its run, as far as MLflow answers; what waits, and how to send it, is said in one line."""
+    noted = opened.notes.get(POSTPONED)
     left, version, why, held = tracking.send_waiting(), None, "", list[str]()
     try:
         if left.stopped or not tracking.is_made:
@@ -89,9 +91,10 @@ def settle_as_far_as_it_goes(
         version = settle(opened, tracking, connection, base, tags)
         aliases = registry.aliases(connection, version.name) if version else {}
         held = [alias for alias, number in aliases.items() if version and number == version.version]
-        opened.annotate(POSTPONED, None)
+        done_with(noted, opened, say)
     except TrackingError as error:
-        opened.annotate(POSTPONED, postponed(opened.config.config, tags))
+        note = postponed(opened.config.config, tags)
+        note_postponed(opened, lambda now: note, say)
         why = f", which registers the best adapter, too ({error})"
     tracking.end()  # now, so that it counts among what waits
     left = tracking.send_waiting()
@@ -139,7 +142,22 @@ def postponed(config: Config, tags: Mapping[str, str]) -> dict[str, Any]:
     """The study note ``POSTPONED``: what ``settle`` needs besides the study (JSON-ready)."""
     settings = flatten(config)
     names = ("model.base", "model.base_seed", "tracking.registered_model")
-    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags)}
+    # The time tells one call's note from the next one's.
+    at = datetime.now(UTC).isoformat()
+    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags), "at": at}
+
+
+def note_postponed(opened: OpenStudy, change: Callable[[Any], Any], say: Callable[[str], None]) -> None:
+    """Put what ``change`` makes of the note ``POSTPONED`` in its place, in one step."""
+    name, storage = opened.config.name, opened.config.storage
+    patient = storage_patience(opened.workspace, storage, say)
+    patient(lambda: amend(name, opened.workspace, POSTPONED, change, storage))
+
+
+def done_with(noted: Any, opened: OpenStudy, say: Callable[[str], None]) -> None:
+    """Remove the note ``POSTPONED`` that was acted upon; one that somebody put in its place meanwhile stays."""
+    if noted:
+        note_postponed(opened, lambda now: None if now == noted else now, say)
 
 
 def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
