@@ -211,6 +211,31 @@ def leave_behind(faulty: Faulty, connection: Connection, study: str, folder: Pat
     return run
 
 
+@pytest.mark.parametrize("away", ["from the start", "at the end"])
+@pytest.mark.parametrize("sent", ["beside", "after"])
+def test_the_late_end_of_a_call_ends_no_later_one(
+    faulty: Faulty, tmp_path: Path, study: str, away: str, sent: str
+) -> None:
+    with Tracking.open(through(faulty, tmp_path), study, tags(study)):
+        pass
+    if away == "from the start":
+        faulty.mood = "down"
+    first = Tracking.open(through(faulty, tmp_path), study, tags(study), say=lambda line: None)
+    faulty.mood = "down"
+    first.__exit__(DataError, DataError("late"), None)
+    faulty.mood = "ok"
+    connection = through(faulty, tmp_path)
+
+    def stands() -> tuple[str, bool]:
+        assert send_left_behind(connection, connection.workspace.spool).waiting == 0
+        run = connection.client.get_run(second.parent_id)
+        return run.info.status, bool({"reason", "error"} & set(run.data.tags))
+
+    with Tracking.open(connection, study, tags(study)) as second:
+        assert sent == "after" or stands() == ("RUNNING", False)
+    assert stands() == ("FINISHED", False)
+
+
 def test_what_waits_for_one_store_is_sent_to_no_other(faulty: Faulty, server: str, tmp_path: Path, study: str) -> None:
     own = embedded(tmp_path)
     leave_behind(faulty, connect(TrackingConfig(uri=faulty.uri), own.workspace, excused=(StoreAway,)), study, tmp_path)

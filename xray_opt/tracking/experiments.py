@@ -16,6 +16,8 @@ STUDY_ID = "xray_opt.study_id"
 ROLE = "xray_opt.role"
 #: Tag of a run: the key that its writer gave it before MLflow gave it an id.
 KEY = "xray_opt.key"
+#: Tag of a study's run: when a call took it up last, in ms since 1970.
+TAKEN_UP = "xray_opt.taken_up"
 
 
 def experiment_named(connection: Connection, name: str) -> str:
@@ -59,8 +61,14 @@ def parent_run(connection: Connection, experiment_id: str, name: str, tags: Mapp
     return str(found or mine)
 
 
-def take_up(connection: Connection, run_id: str) -> Run:
-    """A study's run is at work (again): what an earlier call failed with is history."""
+def taken_up_since(connection: Connection, run_id: str, at: int) -> bool:
+    """Whether a call took up a study's run after ``at``, so that what an earlier one tells late is history."""
+    return int(connection.client.get_run(run_id).data.tags.get(TAKEN_UP, "0")) > at
+
+
+def take_up(connection: Connection, run_id: str, at: int) -> Run:
+    """A study's run is at work (again) since ``at``: what an earlier call failed with is history."""
+    connection.client.set_tag(run_id, TAKEN_UP, str(at))
     connection.client.update_run(run_id, "RUNNING")
     run = connection.client.get_run(run_id)
     for tag in {"reason", "error"} & set(run.data.tags):

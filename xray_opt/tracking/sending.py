@@ -20,7 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from xray_opt.errors import TrackingError
 from xray_opt.mlflow_client import PARENT_RUN, QUICK, Connection, quickly, speaking, storable
 from xray_opt.tracking.ending import Ending, close, close_left, close_lost, run_tags
-from xray_opt.tracking.experiments import KEY, experiment_named, parent_run, run_of_key, take_up
+from xray_opt.tracking.experiments import KEY, experiment_named, parent_run, run_of_key, take_up, taken_up_since
 
 #: How the name of a run begins that MLflow has not given an id yet; the key follows.
 WAITING = "waiting-"
@@ -111,7 +111,9 @@ class Sender:
 
     def _study(self, write: Write) -> str:
         run_id = parent_run(self._connection, self.experiment_id, self._experiment, write.content["tags"])
-        take_up(self._connection, run_id)
+        at = write.content.get("at", 0)
+        if not taken_up_since(self._connection, run_id, at):
+            take_up(self._connection, run_id, at)
         return run_id
 
     def _create(self, write: Write) -> str:
@@ -144,9 +146,9 @@ class Sender:
             self._client.log_artifact(run_id, str(path), below or None)
 
     def _end(self, write: Write) -> None:
-        content = write.content
-        end = Ending(content["status"], content["tags"])
-        close(self._connection, self._existing(write.run), end, content["ended"])
+        content, run_id = write.content, self._existing(write.run)
+        if not (write.again and taken_up_since(self._connection, run_id, content["ended"])):
+            close(self._connection, run_id, Ending(content["status"], content["tags"]), content["ended"])
 
     def _lost(self, write: Write) -> None:
         close_lost(self._connection, self._existing(write.run), write.content["reason"])

@@ -24,7 +24,7 @@ from xray_opt.tracking.experiments import STUDY_ID, parent_run, run_of_key, take
 from xray_opt.tracking.outbox import Outbox
 from xray_opt.tracking.ranking import RankedTrial, rank
 from xray_opt.tracking.run import Run, RunPlan
-from xray_opt.tracking.sending import WAITING, as_file, end_content, files_below, plain_input, points
+from xray_opt.tracking.sending import WAITING, as_file, end_content, files_below, now, plain_input, points
 from xray_opt.tracking.unloading import LeftBehind, send_left_behind
 
 log = logging.getLogger(__name__)
@@ -95,12 +95,12 @@ class Tracking:
                     own = environment_tags() | dict(tags)
                     run_id = parent_run(connection, experiment_id, experiment, own)
                     outbox.sender.runs[name] = run_id
-                    run = take_up(connection, run_id)
+                    run = take_up(connection, run_id, now())
                     tracking._datasets = run.inputs.dataset_inputs if run.inputs else ()
         except excused as error:
             outbox.away(error)
             if name is not None and outbox.sender.id_of(name) is None:
-                outbox.write("study", name, {"tags": environment_tags() | dict(tags)})
+                outbox.write("study", name, {"tags": environment_tags() | dict(tags), "at": now()})
         return tracking
 
     @property
