@@ -12,11 +12,12 @@ import pytest
 from mlflow_stores import CONFIG, ROOT, base, embedded, make_adapter
 from PIL import Image
 
-from xray_opt import syncing
-from xray_opt.config import Parameter, PrunerConfig, StudyConfig
+from xray_opt import settling, syncing
+from xray_opt.config import Parameter, PrunerConfig, StudyConfig, Workspace
 from xray_opt.mlflow_client import Connection
+from xray_opt.places import PARENT
 from xray_opt.registry import aliases
-from xray_opt.settling import POSTPONED, example_film, leaderboard, postponed, settle
+from xray_opt.settling import POSTPONED, example_film, leaderboard, parent_of, postponed, settle
 from xray_opt.syncing import sync
 from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
@@ -86,6 +87,27 @@ def test_what_is_postponed_while_sync_settles_is_not_forgotten(tmp_path, monkeyp
     opened.annotate(POSTPONED, {"tags": {}})
     assert sync(connection.workspace).settled == [STUDY.name]
     assert opened.notes[POSTPONED] is None
+
+
+def test_the_studys_run_is_the_one_that_was_noted_first(tmp_path):
+    """Whatever order runs seem to have been made in, and whoever asks."""
+    opened = [open_study(STUDY, Workspace(tmp_path), "d" * 64) for _ in range(2)]
+    a, b = map(parent_of, opened)
+    assert (a(["made by a"]), b(["older", "made by a"]), b(["made by b"])) == ("made by a", "made by a", "made by b")
+    assert opened[0].notes[PARENT] == "made by b"  # the other one was deleted in MLflow
+
+
+def test_two_that_choose_the_studys_run_at_once_get_one(tmp_path, monkeypatch):
+    first, second = (open_study(STUDY, Workspace(tmp_path), "d" * 64) for _ in range(2))
+    amended = settling.amend
+
+    def late(*arguments):
+        monkeypatch.undo()
+        assert parent_of(first)(["a"]) == "a"
+        return amended(*arguments)
+
+    monkeypatch.setattr(settling, "amend", late)
+    assert parent_of(second)(["b", "a"]) == "a"
 
 
 def test_nothing_is_registered_before_a_trial_is_complete(tmp_path):

@@ -119,21 +119,39 @@ def test_two_parents_made_at_once_become_one(
     """The other process's run appears between looking and creating."""
     from xray_opt.tracking import experiments as module
 
-    look = module._study_run
+    look = module._study_runs
     others = []
 
-    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> str | None:
+    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> list[str]:
         if not others:
             run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study", **own})
             others.append(run.info.run_id)
-            return None
+            return []
         return look(at, experiment_id, own)
 
-    monkeypatch.setattr(module, "_study_run", late)
+    monkeypatch.setattr(module, "_study_runs", late)
     with Tracking.open(connection, study, tags(study)) as tracking:
         assert tracking.parent_id == others[0]
         found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
         assert len(found) == 1
+
+
+def test_a_run_that_looks_older_but_comes_late_is_not_the_studys(
+    connection: Connection, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes the study's run and settles upon it while this one's request is on its way."""
+    create, others = connection.client.create_run, []
+
+    def slow(*arguments: object, **named: object) -> object:
+        monkeypatch.undo()
+        others.append(Tracking.open(connection, study, tags(study)))
+        return create(*arguments, start_time=1, **named)
+
+    monkeypatch.setattr(connection.client, "create_run", slow)
+    with Tracking.open(connection, study, tags(study)) as tracking, others[0] as other:
+        assert tracking.parent_id == other.parent_id
+        found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
+        assert [run.info.run_id for run in found] == [tracking.parent_id]
 
 
 def test_studies_of_one_name_have_runs_of_their_own(connection: Connection, study: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from xray_opt import registry
 from xray_opt.backbone import Base
 from xray_opt.config import Config, Workspace, flatten
-from xray_opt.errors import StoreAway, TrackingError
+from xray_opt.errors import StoreAway, StudyError, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.places import PARENT
@@ -157,7 +158,7 @@ def note_postponed(opened: OpenStudy, change: Callable[[Any], Any], say: Callabl
 def done_with(noted: Any, opened: OpenStudy, say: Callable[[str], None]) -> None:
     """Remove the note ``POSTPONED`` that was acted upon; one that somebody put in its place meanwhile stays."""
     if noted:
-        note_postponed(opened, lambda now: None if now == noted else now, say)
+        note_postponed(opened, partial(_unless_changed, noted, None), say)
 
 
 def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
@@ -169,7 +170,28 @@ def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
     ]
     for state, count in tracking.agree(ends).items():
         say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
-    opened.annotate(PARENT, tracking.parent_id)  # MLflow may have been away when the study began
+
+
+def parent_of(opened: OpenStudy) -> Callable[[Sequence[str]], str]:
+    """What gives every process the same one of the runs that may be a study's: the one that was noted first."""
+
+    def choose(found: Sequence[str]) -> str:
+        study = opened.config
+        try:
+            noted = opened.notes.get(PARENT)
+            if noted in found:
+                return str(noted)
+            # None, or one that was deleted: another process may see that as well.
+            change = partial(_unless_changed, noted, found[0])
+            return str(amend(study.name, opened.workspace, PARENT, change, study.storage)[PARENT])
+        except StudyError:  # away, or deleted
+            return found[0]
+
+    return choose
+
+
+def _unless_changed(before: Any, value: Any, now: Any) -> Any:
+    return value if now == before else now
 
 
 def writes_waiting(workspace: Workspace, identity: str) -> int:

@@ -18,7 +18,7 @@ from xray_opt.errors import DiskFault, TrackingError, XrayError
 from xray_opt.kept_base import study_base
 from xray_opt.mlflow_client import connect, without_credentials
 from xray_opt.places import Place, known_storages
-from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, settle
+from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, parent_of, settle
 from xray_opt.spool import look, spool_files, taken
 from xray_opt.tracking import STORAGE, LeftBehind, Tracking, is_told, send_left_behind, untold
 from xray_opt.tuning import OpenStudy, existing_study, list_studies
@@ -167,7 +167,8 @@ def _settle(opened: OpenStudy, note: Mapping[str, object], say: Say) -> registry
     place = Place(study.name, study.storage).tracking(opened.workspace)
     connection = connect(replace(place, uri=_with_login(place.uri) if place.uri else None), opened.workspace)
     version = None
-    with Tracking.open(connection, study.name, tags, shared=opened.is_at_work, say=say) as tracking:
+    whose = parent_of(opened)
+    with Tracking.open(connection, study.name, tags, shared=opened.is_at_work, say=say, choose=whose) as tracking:
         agree_all(opened, tracking, say)
         if "settings" in note:
             version = settle(opened, tracking, connection, study_base(opened), tags)

@@ -20,7 +20,16 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from xray_opt.errors import TrackingError
 from xray_opt.mlflow_client import PARENT_RUN, QUICK, Connection, quickly, speaking, storable
 from xray_opt.tracking.ending import Ending, close, close_left, close_lost, run_tags
-from xray_opt.tracking.experiments import KEY, experiment_named, parent_run, run_of_key, take_up, taken_up_since
+from xray_opt.tracking.experiments import (
+    KEY,
+    Choose,
+    experiment_named,
+    first,
+    parent_run,
+    run_of_key,
+    take_up,
+    taken_up_since,
+)
 
 #: How the name of a run begins that MLflow has not given an id yet; the key follows.
 WAITING = "waiting-"
@@ -49,6 +58,9 @@ class Write:
 class Sender:
     """Sends the writes of one process to one experiment.
 
+    Args:
+        choose: which of several runs is the study's; see ``parent_run``.
+
     Attributes:
         runs: key → id of the runs that were made meanwhile.
         known_experiment: id of the experiment; none before it was looked up.
@@ -56,10 +68,15 @@ class Sender:
     """
 
     def __init__(
-        self, connection: Connection, experiment: str, tags: Mapping[str, str], runs: dict[str, str | None]
+        self,
+        connection: Connection,
+        experiment: str,
+        tags: Mapping[str, str],
+        runs: dict[str, str | None],
+        choose: Choose = first,
     ) -> None:
         self._connection, self._client = connection, connection.client
-        self._experiment, self._tags = experiment, tags
+        self._experiment, self._tags, self._choose = experiment, tags, choose
         self.known_experiment: str | None = None
         self.runs = runs
         self.patience = QUICK
@@ -110,7 +127,8 @@ class Sender:
         return found
 
     def _study(self, write: Write) -> str:
-        run_id = parent_run(self._connection, self.experiment_id, self._experiment, write.content["tags"])
+        tags = write.content["tags"]
+        run_id = parent_run(self._connection, self.experiment_id, self._experiment, tags, self._choose)
         at = write.content.get("at", 0)
         if not taken_up_since(self._connection, run_id, at):
             take_up(self._connection, run_id, at)
