@@ -93,8 +93,12 @@ def test_the_studys_run_is_the_one_that_was_noted_first(tmp_path):
     """Whatever order runs seem to have been made in, and whoever asks."""
     opened = [open_study(STUDY, Workspace(tmp_path), "d" * 64) for _ in range(2)]
     a, b = map(parent_of, opened)
-    assert (a(["made by a"]), b(["older", "made by a"]), b(["made by b"])) == ("made by a", "made by a", "made by b")
-    assert opened[0].notes[PARENT] == "made by b"  # the other one was deleted in MLflow
+    assert a(["made by a"]) == "made by a"
+    assert b(["older", "made by a"]) == "made by a"
+    assert b(["made by b before a's"]) == "made by a"
+    later = parent_of(opened[1])
+    assert later(["older", "made by a"]) == "made by a"
+    assert later(["anew"]) == "anew" == opened[0].notes[PARENT]  # the other one was deleted in MLflow
 
 
 def test_two_that_choose_the_studys_run_at_once_get_one(tmp_path, monkeypatch):

@@ -174,6 +174,7 @@ def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
 
 def parent_of(opened: OpenStudy) -> Callable[[Sequence[str]], str]:
     """What gives every process the same one of the runs that may be a study's: the one that was noted first."""
+    before = opened.notes.get(PARENT)
 
     def choose(found: Sequence[str]) -> str:
         study = opened.config
@@ -181,8 +182,8 @@ def parent_of(opened: OpenStudy) -> Callable[[Sequence[str]], str]:
             noted = opened.notes.get(PARENT)
             if noted in found:
                 return str(noted)
-            # None, or one that was deleted: another process may see that as well.
-            change = partial(_unless_changed, noted, found[0])
+            # None was noted, or one that was deleted; one that was noted since is newer than what was found.
+            change = partial(_unless_changed, before, found[0])
             return str(amend(study.name, opened.workspace, PARENT, change, study.storage)[PARENT])
         except StudyError:  # away, or deleted
             return found[0]
