@@ -93,10 +93,11 @@ def silent():
 
 class Faulty:
     """A proxy before ``netloc`` with a mood: ``ok``, ``down`` (hangs up), ``drop`` (does it and hangs up), ``slow``
-    (does it and answers when the mood changes), or a status that it answers by itself. ``asked`` counts requests."""
+    (does it and answers when the mood changes), or a status that it answers by itself. ``asked`` counts requests, and
+    those that hold ``poison`` are answered 500 in any mood."""
 
     def __init__(self, uri):
-        self.mood, self.asked = "ok", 0
+        self.mood, self.asked, self.poison = "ok", 0, b""
         self.changed = threading.Event()
         inner = handler(urlsplit(uri).netloc, 0.0)
         front = self
@@ -104,7 +105,10 @@ class Faulty:
         class Handler(inner):
             def answer(self):
                 front.asked += 1
-                mood = front.mood
+                mood, stream = front.mood, self.rfile
+                if front.poison:
+                    self.rfile = io.BytesIO(stream.read(int(self.headers.get("Content-Length") or 0)))
+                    mood = 500 if front.poison in self.rfile.getvalue() else mood
                 if mood == "down":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
@@ -123,6 +127,7 @@ class Faulty:
                     self.close_connection = True
                 else:
                     super().answer()
+                self.rfile = stream
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 

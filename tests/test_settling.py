@@ -12,10 +12,21 @@ import pytest
 from mlflow_stores import CONFIG, ROOT, base, embedded, make_adapter
 from PIL import Image
 
-from xray_opt.config import Parameter, PrunerConfig, StudyConfig
+from xray_opt import settling, syncing
+from xray_opt.config import Parameter, PrunerConfig, StudyConfig, Workspace
 from xray_opt.mlflow_client import Connection
+from xray_opt.places import PARENT
 from xray_opt.registry import aliases
-from xray_opt.settling import example_film, leaderboard, settle, settle_as_far_as_it_goes
+from xray_opt.settling import (
+    POSTPONED,
+    example_film,
+    leaderboard,
+    parent_of,
+    postponed,
+    settle,
+    settle_as_far_as_it_goes,
+)
+from xray_opt.syncing import sync
 from xray_opt.tracking import Tracking
 from xray_opt.tuning import OpenStudy, Outcome, open_study, read_study
 
@@ -72,6 +83,45 @@ def ranked(connection: Connection) -> list[tuple[str, str]]:
     models = connection.client.search_logged_models([experiment])
     own = [model for model in models if model.tags.get("xray_opt.role") == "ranked"]
     return sorted((model.tags["xray_opt.rank"], model.name) for model in own)
+
+
+def test_what_is_postponed_while_sync_settles_is_not_forgotten(tmp_path, monkeypatch):
+    """A call of tune ends while ``sync`` brings states of runs into order, and meets MLflow away."""
+    connection = embedded(tmp_path)
+    opened = open_study(STUDY, connection.workspace, "d" * 64)
+    opened.annotate(POSTPONED, {"tags": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(syncing, "agree_all", lambda *_: opened.annotate(POSTPONED, postponed(CONFIG, {})))
+        assert sync(connection.workspace).problems == []
+    assert "settings" in (opened.notes[POSTPONED] or {})
+    opened.annotate(POSTPONED, {"tags": {}})
+    assert sync(connection.workspace).settled == [STUDY.name]
+    assert opened.notes[POSTPONED] is None
+
+
+def test_the_studys_run_is_the_one_that_was_noted_first(tmp_path):
+    """Whatever order runs seem to have been made in, and whoever asks."""
+    opened = [open_study(STUDY, Workspace(tmp_path), "d" * 64) for _ in range(2)]
+    a, b = map(parent_of, opened)
+    assert a(["made by a"]) == "made by a"
+    assert b(["older", "made by a"]) == "made by a"
+    assert b(["made by b before a's"]) == "made by a"
+    later = parent_of(opened[1])
+    assert later(["older", "made by a"]) == "made by a"
+    assert later(["anew"]) == "anew" == opened[0].notes[PARENT]  # the other one was deleted in MLflow
+
+
+def test_two_that_choose_the_studys_run_at_once_get_one(tmp_path, monkeypatch):
+    first, second = (open_study(STUDY, Workspace(tmp_path), "d" * 64) for _ in range(2))
+    amended = settling.amend
+
+    def late(*arguments):
+        monkeypatch.undo()
+        assert parent_of(first)(["a"]) == "a"
+        return amended(*arguments)
+
+    monkeypatch.setattr(settling, "amend", late)
+    assert parent_of(second)(["b", "a"]) == "a"
 
 
 def test_nothing_is_registered_before_a_trial_is_complete(tmp_path):

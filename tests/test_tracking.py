@@ -23,6 +23,7 @@ from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import DataError, NotFinite, OutOfMemory, Pruned, StudyError, TrackingError, TrainingError
 from xray_opt.metrics import Scores
 from xray_opt.mlflow_client import Connection
+from xray_opt.spool import spool_files
 from xray_opt.tracking import (
     RankedTrial,
     Run,
@@ -32,11 +33,13 @@ from xray_opt.tracking import (
     close_lost,
     delete_run,
     log_run_metrics,
+    log_run_predictions,
     orphan_runs,
     require_same_store,
     send_left_behind,
     store_note,
     study_runs,
+    tag_opening,
     tag_run,
     unreferenced_artifacts,
 )
@@ -116,21 +119,39 @@ def test_two_parents_made_at_once_become_one(
     """The other process's run appears between looking and creating."""
     from xray_opt.tracking import experiments as module
 
-    look = module._study_run
+    look = module._study_runs
     others = []
 
-    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> str | None:
+    def late(at: Connection, experiment_id: str, own: Mapping[str, str]) -> list[str]:
         if not others:
             run = at.client.create_run(experiment_id, start_time=1, tags={"xray_opt.role": "study", **own})
             others.append(run.info.run_id)
-            return None
+            return []
         return look(at, experiment_id, own)
 
-    monkeypatch.setattr(module, "_study_run", late)
+    monkeypatch.setattr(module, "_study_runs", late)
     with Tracking.open(connection, study, tags(study)) as tracking:
         assert tracking.parent_id == others[0]
         found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
         assert len(found) == 1
+
+
+def test_a_run_that_looks_older_but_comes_late_is_not_the_studys(
+    connection: Connection, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes the study's run and settles upon it while this one's request is on its way."""
+    create, others = connection.client.create_run, []
+
+    def slow(*arguments: object, **named: object) -> object:
+        monkeypatch.undo()
+        others.append(Tracking.open(connection, study, tags(study)))
+        return create(*arguments, start_time=1, **named)
+
+    monkeypatch.setattr(connection.client, "create_run", slow)
+    with Tracking.open(connection, study, tags(study)) as tracking, others[0] as other:
+        assert tracking.parent_id == other.parent_id
+        found = connection.client.search_runs([tracking.experiment_id], "tags.`xray_opt.role` = 'study'")
+        assert [run.info.run_id for run in found] == [tracking.parent_id]
 
 
 def test_studies_of_one_name_have_runs_of_their_own(connection: Connection, study: str) -> None:
@@ -455,6 +476,36 @@ def test_predictions_carry_names_only_in_a_local_store(connection: Connection, s
     assert [row["label"] for row in rows] == ["1", "0"]
     films = [row["film"] for row in rows]
     assert films == (list(paths) if connection.local else [names.film(path) for path in paths])
+
+
+def test_what_is_no_text_reaches_mlflow_all_the_same(connection: Connection, study: str, tmp_path: Path) -> None:
+    """Names of files need not be UTF-8: MLflow gets them escaped, a table keeps their bytes."""
+    odd, names, said = "films-\udcff\0", Pseudonyms(connection.workspace), []
+    paths = ("NORMAL/IM-\udcff.jpeg", "NORMAL/b.jpeg")
+    with Tracking.open(connection, study, {"odd": odd}, say=said.append) as tracking:
+        tracking.log_dataset(replace(manifest(tmp_path), root=f"/a/{odd}"))
+        with tracking.run("r", override(CONFIG, {"data.root": f"/a/{odd}"}), {}, {"odd": odd}) as run:
+            run.tag("later", odd)
+            run.log_predictions(paths, [1, 0], [0.5, 0.25], names)
+        tracking.log_text(odd, "odd.txt")
+        lost = tracking.run("lost", CONFIG, {}, {})
+        lost.__enter__()
+        end_now(lost, ValueError(odd))
+    tag_run(connection, run.id, "last", odd)
+    tag_opening(connection, run.id, odd, None)
+    log_run_predictions(connection, run.id, "test_predictions.csv", paths, [1, 0], [0.5, 0.25], names)
+    assert (said, spool_files(connection.workspace.spool)) == ([], [])
+    data, told = connection.client.get_run(run.id).data, "films-\\udcff\\x00"
+    assert data.params["data.root"] == (f"/a/{told}" if connection.local else told)
+    assert [data.tags[key] for key in ("odd", "later", "last", "xray_opt.test_opened")] == [told] * 4
+    films = paths if connection.local else [names.film(path) for path in paths]
+    for name in ("val_predictions.csv", "test_predictions.csv"):
+        text = Path(connection.client.download_artifacts(run.id, name, str(tmp_path))).read_bytes()
+        rows = text.decode("utf-8", "surrogateescape").splitlines()[1:]
+        assert [row.partition(",")[0] for row in rows] == list(films)
+    if connection.local:
+        outgoing_files(tmp_path, connection, replace(connection, local=False))
+        assert names.film(paths[0]) in (tmp_path / name).read_text()
 
 
 def test_predictions_of_both_splits_leave_the_machine_under_pseudonyms(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def check_all(connection: Connection, run_id: str, folder: Path) -> None:
     assert [(got / name).read_text() for name in ("deep/a.txt", "b.txt")] == ["a", "b"]
 
 
-@pytest.mark.parametrize("mood", ["down", "drop", "slow", 503, 429])
+@pytest.mark.parametrize("mood", ["down", "drop", "slow", 503, 500, 429])
 def test_a_server_that_goes_away_in_the_middle(
     faulty: Faulty, tmp_path: Path, study: str, mood: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +175,31 @@ def test_a_value_that_is_refused_does_not_hold_up_others(faulty: Faulty, tmp_pat
     assert (left.waiting, len(left.refused), left.stopped) == (1, 1, "")
 
 
+@pytest.mark.parametrize("poison", [b"poison", b"poisonous file"])
+def test_what_a_store_fails_at_again_and_again_does_not_hold_up_others(
+    faulty: Faulty, tmp_path: Path, study: str, poison: bytes
+) -> None:
+    connection, said = through(faulty, tmp_path), []
+    faulty.poison = poison
+    (tmp_path / "poison.txt").write_text("poisonous file")
+    with Tracking.open(connection, study, tags(study), say=said.append) as tracking:
+        with tracking.run("r", CONFIG, {}, {}) as run:
+            run.tag("odd", "poison")
+            run.log_file(tmp_path / "poison.txt")
+            log_all(run, tmp_path)
+        assert tracking.send_waiting().stopped == ""
+    check_all(connection, run.id, tmp_path)
+    kept = 2 - (poison == b"poisonous file")
+    assert len({line for line in said if "is kept in" in line and "xray-opt sync tries again" in line}) == kept
+    left = send_left_behind(connection, connection.workspace.spool)
+    assert (left.waiting, len(left.refused), left.stopped) == (kept, kept, "")
+    faulty.mood = 500
+    assert send_left_behind(connection, connection.workspace.spool).stopped
+    faulty.mood, faulty.poison = "ok", b""
+    assert send_left_behind(connection, connection.workspace.spool).waiting == 0
+    assert connection.client.get_run(run.id).data.tags["odd"] == "poison"
+
+
 def leave_behind(faulty: Faulty, connection: Connection, study: str, folder: Path) -> Run:
     """A whole run that waits, as the server is down."""
     faulty.mood = "down"
@@ -184,6 +209,31 @@ def leave_behind(faulty: Faulty, connection: Connection, study: str, folder: Pat
     ):
         log_all(run, folder)
     return run
+
+
+@pytest.mark.parametrize("away", ["from the start", "at the end"])
+@pytest.mark.parametrize("sent", ["beside", "after"])
+def test_the_late_end_of_a_call_ends_no_later_one(
+    faulty: Faulty, tmp_path: Path, study: str, away: str, sent: str
+) -> None:
+    with Tracking.open(through(faulty, tmp_path), study, tags(study)):
+        pass
+    if away == "from the start":
+        faulty.mood = "down"
+    first = Tracking.open(through(faulty, tmp_path), study, tags(study), say=lambda line: None)
+    faulty.mood = "down"
+    first.__exit__(DataError, DataError("late"), None)
+    faulty.mood = "ok"
+    connection = through(faulty, tmp_path)
+
+    def stands() -> tuple[str, bool]:
+        assert send_left_behind(connection, connection.workspace.spool).waiting == 0
+        run = connection.client.get_run(second.parent_id)
+        return run.info.status, bool({"reason", "error"} & set(run.data.tags))
+
+    with Tracking.open(connection, study, tags(study)) as second:
+        assert sent == "after" or stands() == ("RUNNING", False)
+    assert stands() == ("FINISHED", False)
 
 
 def test_what_waits_for_one_store_is_sent_to_no_other(faulty: Faulty, server: str, tmp_path: Path, study: str) -> None:

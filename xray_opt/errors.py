@@ -14,6 +14,7 @@
     │   └── TooManyFailures  11   so many trials failed that the next ones would: mend the cause first
     ├── TrackingError         7   MLflow: tracking server, registry
     │   ├── StoreAway             it does not answer, or not now: the same may work later
+    │   │   └── StoreFault            it answers, that it failed at this (500)
     │   └── AccessRefused         it wants another login
     ├── ServiceError          8   the tracking service: Docker, its containers
     ├── DeviceFault           9   a GPU failed under this process: only another process can use it again
@@ -114,6 +115,10 @@ class TrackingError(XrayError):
 
 class StoreAway(TrackingError):
     """MLflow does not answer, not in time, or not now (5xx, 429): the same may work later."""
+
+
+class StoreFault(StoreAway):
+    """MLflow answers that it failed (500): it is ill, or this is what it cannot do."""
 
 
 class AccessRefused(TrackingError):

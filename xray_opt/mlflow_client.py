@@ -34,7 +34,7 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from xray_opt.config import TrackingConfig, Workspace, login_for, redacted
-from xray_opt.errors import AccessRefused, StoreAway, TrackingError
+from xray_opt.errors import AccessRefused, StoreAway, StoreFault, TrackingError
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
 PATIENCE = 8
@@ -130,12 +130,17 @@ def without_credentials(text: str) -> str:
     return re.sub(r"://[^/\s]*@", "://", text)
 
 
+def storable(text: str) -> str:
+    """``text`` as every store takes it: NUL, and what in a file's name is no UTF-8, as escapes."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 @contextmanager
 def speaking(uri: str, action: str) -> Iterator[None]:
     """Turn what MLflow and the network raise inside into one TrackingError that names action and store.
 
     Raises:
-        StoreAway: it may work later.
+        StoreAway: it may work later; StoreFault where the store itself says that it failed.
         AccessRefused: another login is needed.
         TrackingError: MLflow does not take it.
     """
@@ -145,7 +150,8 @@ def speaking(uri: str, action: str) -> Iterator[None]:
         shown, reason = without_credentials(uri), " ".join(redacted(without_credentials(str(error))).split())
         answered = isinstance(error, RestException)  # in MLflow's own words, which may tell of another server
         if not answered and (trouble := _trouble(reason)) and urlsplit(uri).scheme in ("http", "https"):
-            raise StoreAway(f"MLflow at {shown} {trouble}: cannot {action}; see that it runs there") from error
+            kind = StoreFault if trouble == "answers 500" else StoreAway
+            raise kind(f"MLflow at {shown} {trouble}: cannot {action}; see that it runs there") from error
         raise _kind(error)(f"MLflow at {shown}: cannot {action}: {reason[:200]}") from error
 
 
@@ -170,6 +176,8 @@ def _kind(error: Exception) -> type[TrackingError]:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
     if status in (401, 403):
         return AccessRefused
+    if status == 500 and (answer is not None or isinstance(error, MlflowException)):
+        return StoreFault
     return StoreAway if status >= 500 or status == 429 else TrackingError
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,14 @@ from PIL import Image
 from xray_opt import registry
 from xray_opt.backbone import Base
 from xray_opt.config import Config, Workspace, flatten
-from xray_opt.errors import StoreAway, TrackingError
+from xray_opt.errors import StoreAway, StudyError, TrackingError
 from xray_opt.experiment import ADAPTER_ARTIFACT
 from xray_opt.mlflow_client import Connection, quickly
 from xray_opt.places import PARENT
 from xray_opt.spool import look, spool_files
 from xray_opt.tracking import STUDY_ID, RankedTrial, Tracking, TrialEnd, is_told
-from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, storage_url
-from xray_opt.tuning.storage import one_after_another, storage_patience
+from xray_opt.tuning import OpenStudy, StudyRecord, TrialRecord, amend, storage_patience, storage_url
+from xray_opt.tuning.storage import one_after_another
 
 #: So many best trials become LoggedModels, which MLflow's UI compares.
 RANKED = 5
@@ -81,6 +83,7 @@ def settle_as_far_as_it_goes(
     say: Callable[[str], None],
 ) -> Settled:
     """Settle a study and end its run, as far as MLflow answers; what waits, and how to send it, is said in one line."""
+    noted = opened.notes.get(POSTPONED)
     left, version, why, held = tracking.send_waiting(), None, "", list[str]()
     try:
         if left.stopped or not tracking.is_made:
@@ -90,9 +93,10 @@ def settle_as_far_as_it_goes(
         version = patient(lambda: settle(opened, tracking, connection, base, tags))
         aliases = registry.aliases(connection, version.name) if version else {}
         held = [alias for alias, number in aliases.items() if version and number == version.version]
-        opened.annotate(POSTPONED, None)
+        done_with(noted, opened, say)
     except TrackingError as error:
-        opened.annotate(POSTPONED, postponed(opened.config.config, tags))
+        note = postponed(opened.config.config, tags)
+        note_postponed(opened, lambda now: note, say)
         why = f", which registers the best adapter, too ({error})"
     tracking.end()  # now, so that it counts among what waits
     left = tracking.send_waiting()
@@ -140,7 +144,22 @@ def postponed(config: Config, tags: Mapping[str, str]) -> dict[str, Any]:
     """The study note ``POSTPONED``: what ``settle`` needs besides the study (JSON-ready)."""
     settings = flatten(config)
     names = ("model.base", "model.base_seed", "tracking.registered_model")
-    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags)}
+    # The time tells one call's note from the next one's.
+    at = datetime.now(UTC).isoformat()
+    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags), "at": at}
+
+
+def note_postponed(opened: OpenStudy, change: Callable[[Any], Any], say: Callable[[str], None]) -> None:
+    """Put what ``change`` makes of the note ``POSTPONED`` in its place, in one step."""
+    name, storage = opened.config.name, opened.config.storage
+    patient = storage_patience(opened.workspace, storage, say)
+    patient(lambda: amend(name, opened.workspace, POSTPONED, change, storage))
+
+
+def done_with(noted: Any, opened: OpenStudy, say: Callable[[str], None]) -> None:
+    """Remove the note ``POSTPONED`` that was acted upon; one that somebody put in its place meanwhile stays."""
+    if noted:
+        note_postponed(opened, partial(_unless_changed, noted, None), say)
 
 
 def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None]) -> None:
@@ -152,7 +171,29 @@ def agree_all(opened: OpenStudy, tracking: Tracking, say: Callable[[str], None])
     ]
     for state, count in tracking.agree(ends).items():
         say(f"{count} MLflow run{'s' * (count > 1)} brought to {state}, as Optuna has it")
-    opened.annotate(PARENT, tracking.parent_id)  # MLflow may have been away when the study began
+
+
+def parent_of(opened: OpenStudy) -> Callable[[Sequence[str]], str]:
+    """What gives every process the same one of the runs that may be a study's: the one that was noted first."""
+    before = opened.notes.get(PARENT)
+
+    def choose(found: Sequence[str]) -> str:
+        study = opened.config
+        try:
+            noted = opened.notes.get(PARENT)
+            if noted in found:
+                return str(noted)
+            # None was noted, or one that was deleted; one that was noted since is newer than what was found.
+            change = partial(_unless_changed, before, found[0])
+            return str(amend(study.name, opened.workspace, PARENT, change, study.storage)[PARENT])
+        except StudyError:  # away, or deleted
+            return found[0]
+
+    return choose
+
+
+def _unless_changed(before: Any, value: Any, now: Any) -> Any:
+    return value if now == before else now
 
 
 def writes_waiting(workspace: Workspace, identity: str) -> int:

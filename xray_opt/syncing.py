@@ -18,7 +18,7 @@ from xray_opt.errors import DiskFault, TrackingError, XrayError
 from xray_opt.kept_base import study_base
 from xray_opt.mlflow_client import connect, without_credentials
 from xray_opt.places import Place, known_storages
-from xray_opt.settling import POSTPONED, agree_all, settle
+from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, parent_of, settle
 from xray_opt.spool import look, spool_files, taken
 from xray_opt.tracking import STORAGE, LeftBehind, Tracking, is_told, send_left_behind, untold
 from xray_opt.tuning import OpenStudy, existing_study, list_studies
@@ -134,7 +134,7 @@ def _remember(tags: Mapping[str, str], workspace: Workspace, known: Mapping[str,
     try:
         opened = existing_study(StudyConfig(name, storage=url), workspace)
         if not opened.notes.get(POSTPONED):
-            opened.annotate(POSTPONED, {"tags": dict(tags)})
+            note_postponed(opened, lambda now: now or {"tags": dict(tags)}, lambda line: None)
     except XrayError as error:  # deleted, say
         report.problems.append(str(error))
 
@@ -167,9 +167,10 @@ def _settle(opened: OpenStudy, note: Mapping[str, object], say: Say) -> registry
     place = Place(study.name, study.storage).tracking(opened.workspace)
     connection = connect(replace(place, uri=_with_login(place.uri) if place.uri else None), opened.workspace)
     version = None
-    with Tracking.open(connection, study.name, tags, shared=opened.is_at_work, say=say) as tracking:
+    whose = parent_of(opened)
+    with Tracking.open(connection, study.name, tags, shared=opened.is_at_work, say=say, choose=whose) as tracking:
         agree_all(opened, tracking, say)
         if "settings" in note:
             version = settle(opened, tracking, connection, study_base(opened), tags)
-    opened.annotate(POSTPONED, None)
+    done_with(note, opened, say)
     return version

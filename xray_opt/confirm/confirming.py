@@ -207,7 +207,9 @@ def val_probabilities(work: Work, run_id: str) -> NDArray[np.float64]:
         StudyError: the run's predictions are of other films.
     """
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        text = work.tracking.download(run_id, PREDICTIONS, Path(folder)).read_text(encoding="utf-8")
+        text = work.tracking.download(run_id, PREDICTIONS, Path(folder)).read_text(
+            encoding="utf-8", errors="surrogateescape"
+        )
     rows = list(csv.DictReader(text.splitlines()))
     if [int(row["label"]) for row in rows] != work.images.val.labels.tolist():
         raise StudyError(f"the predictions of run {run_id} are not of this study's validation films")

@@ -167,7 +167,7 @@ def _predictions(
     path = run_file(connection, run, name, folder) if run else None
     if path is None:
         return None
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
     groups = tuple(seats[row["film"]].group if row["film"] in seats else row["film"] for row in rows)
     labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
     return Predictions(labels, np.array([float(row["probability"]) for row in rows]), groups)

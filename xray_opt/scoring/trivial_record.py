@@ -70,7 +70,7 @@ def recorded_trivial(
         path = run_file(connection, run_id, PREDICTIONS, Path(folder))
         if path is None:
             raise DataError("the model's run keeps no validation predictions")
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
     own = _here(own_manifests(tags.get(MANIFEST), run_id, connection, workspace))
     films = own.of("val")
     cases = _cases(films, _probabilities(rows, films, workspace), LossConfig())

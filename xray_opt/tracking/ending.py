@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow.entities import Run, RunTag
@@ -9,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from xray_opt.config import redacted
 from xray_opt.errors import DeviceFault, DiskFault, Pruned, StudyError, TrackingError, TrainingError
-from xray_opt.mlflow_client import MISSING, Connection, speaking
+from xray_opt.mlflow_client import MISSING, Connection, speaking, storable
 from xray_opt.tracking.experiments import ROLE
 
 LONGEST_TAG = 500
@@ -46,10 +47,15 @@ def _reason(error: BaseException) -> str:
     return error.reason if isinstance(error, TrainingError) else "error"
 
 
+def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Tags as MLflow wants them."""
+    return [RunTag(key, storable(value)) for key, value in tags.items()]
+
+
 def close(connection: Connection, run_id: str, end: Ending, ended: int | None = None) -> None:
     """End a run in a state, its tags first; ``ended`` is the time in ms, none means now."""
     with speaking(connection.uri, f"end the run {run_id}"):
-        connection.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in end.tags.items()])
+        connection.client.log_batch(run_id, tags=run_tags(end.tags))
         connection.client.set_terminated(run_id, end.status, ended)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import EXISTS, Connection
+from xray_opt.mlflow_client import EXISTS, Connection, storable
 
 #: Tag of all runs of a study: its own id, as its name may be used anew.
 STUDY_ID = "xray_opt.study_id"
@@ -16,6 +16,16 @@ STUDY_ID = "xray_opt.study_id"
 ROLE = "xray_opt.role"
 #: Tag of a run: the key that its writer gave it before MLflow gave it an id.
 KEY = "xray_opt.key"
+#: Tag of a study's run: when a call took it up last, in ms since 1970.
+TAKEN_UP = "xray_opt.taken_up"
+
+#: Of the runs that may be a study's, the likeliest first, the one that is.
+Choose = Callable[[Sequence[str]], str]
+
+
+def first(found: Sequence[str]) -> str:
+    """The likeliest, where nobody remembers which one the study has."""
+    return found[0]
 
 
 def experiment_named(connection: Connection, name: str) -> str:
@@ -42,25 +52,36 @@ def experiment_named(connection: Connection, name: str) -> str:
     return str(found.experiment_id)
 
 
-def parent_run(connection: Connection, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-    """The study's oldest run; of two processes that make one at once, both get the older one.
+def parent_run(
+    connection: Connection, experiment_id: str, name: str, tags: Mapping[str, str], choose: Choose = first
+) -> str:
+    """The study's run; two processes that make one at once both get the same.
 
     Args:
         tags: what a new one gets; ``STUDY_ID`` among them tells studies of one name apart.
+        choose: must give all processes one answer. Age does not: who asks slowly makes a run that looks older than one
+            that another process has settled upon.
     """
     mine = None
-    found = _study_run(connection, experiment_id, tags)
-    if found is None:
-        own = {**tags, ROLE: "study"}
+    found = _study_runs(connection, experiment_id, tags)
+    if not found:
+        own = {key: storable(value) for key, value in tags.items()} | {ROLE: "study"}
         mine = connection.client.create_run(experiment_id, tags=own, run_name=name).info.run_id
-        found = _study_run(connection, experiment_id, tags)
-    if mine is not None and found is not None and found != mine:
+        found = _study_runs(connection, experiment_id, tags) or [mine]
+    chosen = choose(found)
+    if mine is not None and chosen != mine:
         connection.client.delete_run(mine)
-    return str(found or mine)
+    return chosen
 
 
-def take_up(connection: Connection, run_id: str) -> Run:
-    """A study's run is at work (again): what an earlier call failed with is history."""
+def taken_up_since(connection: Connection, run_id: str, at: int) -> bool:
+    """Whether a call took up a study's run after ``at``, so that what an earlier one tells late is history."""
+    return int(connection.client.get_run(run_id).data.tags.get(TAKEN_UP, "0")) > at
+
+
+def take_up(connection: Connection, run_id: str, at: int) -> Run:
+    """A study's run is at work (again) since ``at``: what an earlier call failed with is history."""
+    connection.client.set_tag(run_id, TAKEN_UP, str(at))
     connection.client.update_run(run_id, "RUNNING")
     run = connection.client.get_run(run_id)
     for tag in {"reason", "error"} & set(run.data.tags):
@@ -80,7 +101,8 @@ def run_of_key(connection: Connection, experiment_id: str, key: str) -> str | No
     return found[0].info.run_id if found else None
 
 
-def _study_run(connection: Connection, experiment_id: str, tags: Mapping[str, str]) -> str | None:
+def _study_runs(connection: Connection, experiment_id: str, tags: Mapping[str, str]) -> list[str]:
+    """Runs that may be the study's: those that a call has taken up go first, then the older ones."""
     condition = f"tags.`{ROLE}` = 'study'"
     if STUDY_ID in tags:
         condition += f" and tags.`{STUDY_ID}` = '{tags[STUDY_ID]}'"
@@ -88,7 +110,6 @@ def _study_run(connection: Connection, experiment_id: str, tags: Mapping[str, st
         [experiment_id],
         condition,
         ViewType.ACTIVE_ONLY,
-        max_results=1,
         order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
     )
-    return runs[0].info.run_id if runs else None
+    return [str(run.info.run_id) for run in sorted(runs, key=lambda run: TAKEN_UP not in run.data.tags)]

@@ -16,6 +16,7 @@ from typing import Any
 from xray_opt.errors import AccessRefused, DiskFault, StoreAway, TrackingError
 from xray_opt.mlflow_client import HURRIED, Connection
 from xray_opt.spool import Spool
+from xray_opt.tracking.experiments import Choose, first
 from xray_opt.tracking.sending import Behind, Sender, Write
 from xray_opt.tracking.unloading import unload
 
@@ -32,10 +33,16 @@ class Outbox:
     Args:
         tags: of the study's run, so that whoever sends what is left behind knows whose it is.
         say: told once when the server goes and when it is back, and of each kind of refusal.
+        choose: see ``Sender``.
     """
 
     def __init__(
-        self, connection: Connection, experiment: str, tags: Mapping[str, str], say: Callable[[str], None]
+        self,
+        connection: Connection,
+        experiment: str,
+        tags: Mapping[str, str],
+        say: Callable[[str], None],
+        choose: Choose = first,
     ) -> None:
         self._connection, self.say = connection, say
         self._about = {"uri": connection.address, "experiment": experiment, "tags": dict(tags)}
@@ -46,7 +53,7 @@ class Outbox:
         self._thread: threading.Thread | None = None
         self._told: set[str] = set()
         self._up = True
-        self.sender = Sender(connection, experiment, tags, {})
+        self.sender = Sender(connection, experiment, tags, {}, choose)
 
     @property
     def waiting(self) -> int:

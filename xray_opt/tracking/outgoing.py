@@ -58,7 +58,7 @@ def outgoing_name(path: str) -> str:
 
 def _pseudonymised(predictions: Path, names: Pseudonyms) -> str:
     text = io.StringIO(newline="")
-    with predictions.open(newline="", encoding="utf-8") as file:
+    with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.reader(file)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(next(rows))

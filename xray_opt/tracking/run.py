@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from xray_opt.config import Config, as_text, flatten
 from xray_opt.dataset import Pseudonyms
 from xray_opt.errors import DiskFault
-from xray_opt.mlflow_client import PARENT_RUN, Connection, speaking, without_credentials
+from xray_opt.mlflow_client import PARENT_RUN, Connection, speaking, storable, without_credentials
 from xray_opt.system_metrics import SystemSampler
 from xray_opt.tracking.checkpoints import Uploads
 from xray_opt.tracking.ending import LONGEST_TAG, ending
@@ -179,7 +179,7 @@ def settings_as_text(config: Config, local: bool) -> dict[str, str]:
 def tag_run(connection: Connection, run_id: str, key: str, value: str) -> None:
     """Set a tag of any run."""
     with speaking(connection.uri, f"tag the run {run_id}"):
-        connection.client.set_tag(run_id, key, value)
+        connection.client.set_tag(run_id, key, storable(value))
 
 
 def tag_opening(connection: Connection, run_id: str, line: str, counts: tuple[int, int] | None) -> None:
@@ -195,7 +195,7 @@ def tag_opening(connection: Connection, run_id: str, line: str, counts: tuple[in
                 continue
             if count is None:
                 count = int(connection.client.get_run(one).data.tags.get(OPENINGS, "0")) + 1
-            connection.client.set_tag(one, "xray_opt.test_opened", line[:LONGEST_TAG])
+            connection.client.set_tag(one, "xray_opt.test_opened", storable(line)[:LONGEST_TAG])
             connection.client.set_tag(one, OPENINGS, str(count))
 
 
@@ -211,8 +211,8 @@ def log_run_predictions(
     """Store the artifact ``name`` of any run (film, label, probability); films have pseudonyms unless the store is
     local."""
     text = _predictions(paths, labels, probabilities, None if connection.local else pseudonyms)
-    with speaking(connection.uri, f"store {name}"):
-        connection.client.log_text(run_id, text, name)
+    with as_file(text, name) as path:
+        log_run_file(connection, run_id, path)
 
 
 def _predictions(

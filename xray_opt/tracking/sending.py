@@ -15,12 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from xray_opt.errors import TrackingError
-from xray_opt.mlflow_client import PARENT_RUN, QUICK, Connection, quickly, speaking
-from xray_opt.tracking.ending import Ending, close, close_left, close_lost
-from xray_opt.tracking.experiments import KEY, experiment_named, parent_run, run_of_key, take_up
+from xray_opt.mlflow_client import PARENT_RUN, QUICK, Connection, quickly, speaking, storable
+from xray_opt.tracking.ending import Ending, close, close_left, close_lost, run_tags
+from xray_opt.tracking.experiments import (
+    KEY,
+    Choose,
+    experiment_named,
+    first,
+    parent_run,
+    run_of_key,
+    take_up,
+    taken_up_since,
+)
 
 #: How the name of a run begins that MLflow has not given an id yet; the key follows.
 WAITING = "waiting-"
@@ -49,6 +58,9 @@ class Write:
 class Sender:
     """Sends the writes of one process to one experiment.
 
+    Args:
+        choose: which of several runs is the study's; see ``parent_run``.
+
     Attributes:
         runs: key → id of the runs that were made meanwhile.
         known_experiment: id of the experiment; none before it was looked up.
@@ -56,10 +68,15 @@ class Sender:
     """
 
     def __init__(
-        self, connection: Connection, experiment: str, tags: Mapping[str, str], runs: dict[str, str | None]
+        self,
+        connection: Connection,
+        experiment: str,
+        tags: Mapping[str, str],
+        runs: dict[str, str | None],
+        choose: Choose = first,
     ) -> None:
         self._connection, self._client = connection, connection.client
-        self._experiment, self._tags = experiment, tags
+        self._experiment, self._tags, self._choose = experiment, tags, choose
         self.known_experiment: str | None = None
         self.runs = runs
         self.patience = QUICK
@@ -91,6 +108,18 @@ class Sender:
         """The id of a run, none while it is not made."""
         return self.runs.get(run) if run.startswith(WAITING) else run
 
+    def require_well(self, write: Write) -> None:
+        """See that the store answers where a write would go, after a fault of its own.
+
+        Raises:
+            TrackingError: it does not.
+        """
+        with quickly(0, self.patience), speaking(self._connection.uri, "look whether it is well"):
+            if write.files:
+                self._client.list_artifacts(self._existing(write.run))
+            else:
+                self._client.search_experiments(max_results=1)
+
     def _existing(self, run: str) -> str:
         found = self.id_of(run)
         if found is None:
@@ -98,13 +127,17 @@ class Sender:
         return found
 
     def _study(self, write: Write) -> str:
-        run_id = parent_run(self._connection, self.experiment_id, self._experiment, write.content["tags"])
-        take_up(self._connection, run_id)
+        tags = write.content["tags"]
+        run_id = parent_run(self._connection, self.experiment_id, self._experiment, tags, self._choose)
+        at = write.content.get("at", 0)
+        if not taken_up_since(self._connection, run_id, at):
+            take_up(self._connection, run_id, at)
         return run_id
 
     def _create(self, write: Write) -> str:
         content = write.content
-        tags = content["tags"] | {KEY: write.run.removeprefix(WAITING)}
+        tags = {key: storable(value) for key, value in content["tags"].items()}
+        tags[KEY] = write.run.removeprefix(WAITING)
         if PARENT_RUN in tags:
             tags[PARENT_RUN] = self._existing(tags[PARENT_RUN])
         found = run_of_key(self._connection, self.experiment_id, tags[KEY]) if write.again else None
@@ -117,8 +150,8 @@ class Sender:
         self._client.log_batch(
             self._existing(write.run),
             metrics=[Metric(*point) for point in content.get("metrics", ())],
-            params=[Param(key, value) for key, value in content.get("params", {}).items()],
-            tags=[RunTag(key, value) for key, value in content.get("tags", {}).items()],
+            params=[Param(key, storable(value)) for key, value in content.get("params", {}).items()],
+            tags=run_tags(content.get("tags", {})),
         )
 
     def _inputs(self, write: Write) -> None:
@@ -131,9 +164,9 @@ class Sender:
             self._client.log_artifact(run_id, str(path), below or None)
 
     def _end(self, write: Write) -> None:
-        content = write.content
-        end = Ending(content["status"], content["tags"])
-        close(self._connection, self._existing(write.run), end, content["ended"])
+        content, run_id = write.content, self._existing(write.run)
+        if not (write.again and taken_up_since(self._connection, run_id, content["ended"])):
+            close(self._connection, run_id, Ending(content["status"], content["tags"]), content["ended"])
 
     def _lost(self, write: Write) -> None:
         close_lost(self._connection, self._existing(write.run), write.content["reason"])
@@ -178,10 +211,10 @@ def files_below(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def as_file(text: str, name: str) -> Iterator[Path]:
-    """A text as a file of that name, inside the block."""
+    """A text as a file of that name, inside the block; names of films in it may be no UTF-8."""
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
         path = Path(folder) / name
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
         yield path
 
 

@@ -20,11 +20,11 @@ from xray_opt.tracking.checkpoints import discard, fetched
 from xray_opt.tracking.data import dataset_inputs, manifest_files
 from xray_opt.tracking.ending import Ending, close_lost, ending
 from xray_opt.tracking.environment import environment_tags
-from xray_opt.tracking.experiments import STUDY_ID, parent_run, run_of_key, take_up
+from xray_opt.tracking.experiments import STUDY_ID, Choose, first, parent_run, run_of_key, take_up
 from xray_opt.tracking.outbox import Outbox
 from xray_opt.tracking.ranking import RankedTrial, rank
 from xray_opt.tracking.run import Run, RunPlan
-from xray_opt.tracking.sending import WAITING, as_file, end_content, files_below, plain_input, points
+from xray_opt.tracking.sending import WAITING, as_file, end_content, files_below, now, plain_input, points
 from xray_opt.tracking.unloading import LeftBehind, send_left_behind
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Tracking:
         shared: Callable[[bool], bool] = lambda hurried: False,
         excused: tuple[type[TrackingError], ...] = (StoreAway,),
         say: Callable[[str], None] = log.warning,
+        choose: Choose = first,
     ) -> Tracking:
         """Find or create the experiment and, with ``parent``, its study run.
 
@@ -79,11 +80,12 @@ class Tracking:
                 must not wait for a store that is away.
             excused: errors of the store after which what is logged is kept for it.
             say: told when the store goes away and when it is back, and what it refuses.
+            choose: which of several runs is the study's; see ``parent_run``.
 
         Raises:
             TrackingError: the store refuses, or the experiment was deleted.
         """
-        outbox = Outbox(connection, experiment, tags, say)
+        outbox = Outbox(connection, experiment, tags, say, choose)
         name = WAITING + tags.get(STUDY_ID, experiment) if parent else None
         tracking = cls(connection, outbox, name, tags, shared)
         try:
@@ -93,14 +95,14 @@ class Tracking:
                 experiment_id = outbox.sender.experiment_id
                 if name is not None:
                     own = environment_tags() | dict(tags)
-                    run_id = parent_run(connection, experiment_id, experiment, own)
+                    run_id = parent_run(connection, experiment_id, experiment, own, choose)
                     outbox.sender.runs[name] = run_id
-                    run = take_up(connection, run_id)
+                    run = take_up(connection, run_id, now())
                     tracking._datasets = run.inputs.dataset_inputs if run.inputs else ()
         except excused as error:
             outbox.away(error)
             if name is not None and outbox.sender.id_of(name) is None:
-                outbox.write("study", name, {"tags": environment_tags() | dict(tags)})
+                outbox.write("study", name, {"tags": environment_tags() | dict(tags), "at": now()})
         return tracking
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xray_opt.errors import AccessRefused, DiskFault, StoreAway, TrackingError, one_line
+from xray_opt.errors import AccessRefused, DiskFault, StoreAway, StoreFault, TrackingError, one_line
 from xray_opt.mlflow_client import Connection
 from xray_opt.spool import Entry, Spool, look, spool_files, taken
 from xray_opt.tracking.sending import DOING, Behind, Sender, Write
@@ -32,7 +32,10 @@ class Unloaded:
 
 
 def unload(spool: Spool, sender: Sender) -> Unloaded:
-    """Send the entries of a spool in order; what is refused stays, and so does what belongs to a run not yet made."""
+    """Send the entries of a spool in order; what is refused stays, and so does what belongs to a run not yet made.
+
+    What a store fails at twice that is well otherwise is refused, too.
+    """
     report = Unloaded()
     for entry in spool.entries():
         report.last = entry.number
@@ -63,11 +66,21 @@ def _send(spool: Spool, entry: Entry, sender: Sender) -> str | None:
     try:
         with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
             files = spool.unpack(entry, Path(folder))
-            return sender(Write(entry.kind, entry.run, entry.content, files, again=True))
+            return _sent(Write(entry.kind, entry.run, entry.content, files, again=True), sender)
     except OSError as error:  # of this disk: what MLflow and the network raise is turned by the sender
         raise DiskFault(
             f"cannot unpack what waits for MLflow: {one_line(error)}; free some space or set TMPDIR"
         ) from error
+
+
+def _sent(write: Write, sender: Sender) -> str | None:
+    for _ in range(2):
+        try:
+            return sender(write)
+        except StoreFault as error:
+            sender.require_well(write)
+            fault = error
+    raise TrackingError(str(fault)) from fault
 
 
 @dataclass

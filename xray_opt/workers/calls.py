@@ -16,7 +16,7 @@ from xray_opt.kept_base import fresh_base, log_base, study_base
 from xray_opt.mlflow_client import connect
 from xray_opt.overlap import OVERLAP, overlap_tags, require_apart
 from xray_opt.places import PARENT, STORE, mark_state
-from xray_opt.settling import agree_now, settle_as_far_as_it_goes
+from xray_opt.settling import agree_now, parent_of, settle_as_far_as_it_goes
 from xray_opt.tracking import STORAGE, STUDY_ID, WAITING, Tracking, data_tags, require_same_store, store_note
 from xray_opt.tuning import (
     DATA,
@@ -140,11 +140,10 @@ def _at_work(
     storage = storage_patience(workspace, study.storage, watcher.say)(lambda: storage_digest(url))
     tags = {"xray_opt.study": study.name, STUDY_ID: str(opened.notes[IDENTITY]), STORAGE: storage}
     tags |= data_tags(manifest) | {"xray_opt.base_sha256": base.sha256} | overlap_tags(overlap)
-    with Tracking.open(connection, study.name, tags, shared=shared, excused=excused, say=watcher.say) as tracking:
+    whose = parent_of(opened)
+    with Tracking.open(connection, study.name, tags, True, shared, excused, watcher.say, whose) as tracking:
         tracking.carry(manifest)
         opened.annotate(STORE, store_note(connection))
-        if tracking.is_made:
-            opened.annotate(PARENT, tracking.parent_id)
         if overlap is not None:
             opened.annotate(OVERLAP, overlap.to_dict())
         yield Work(opened, films, base, tracking, connection, tags, Pseudonyms(workspace), watcher)
