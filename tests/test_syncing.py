@@ -212,15 +212,16 @@ def test_what_is_refused_is_named_and_stays(place, faulty, study):
 
 def test_a_single_run_waits_as_well(place, faulty, study):
     faulty.mood = "down"
-    train = ("train", "--study", study, "--name", "one", "--set", f"tracking.uri={faulty.uri}")
+    train = ("train", "--study", study, "--name", study, "--set", f"tracking.uri={faulty.uri}")
     done = place.run(*train)
     assert (done.returncode, "run xray-opt sync" in done.stderr) == (0, True), done.stderr
     faulty.mood = "ok"
     sent = place.json("sync")
     assert (sent["waiting"], sent["settled"]) == (0, [])
     client = connect(TrackingConfig(uri=faulty.uri), place.workspace).client
-    (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
-    assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
+    experiment = client.get_experiment_by_name("train").experiment_id
+    (run,) = client.search_runs([experiment], f"attributes.run_name = '{study}'")  # the server is others', too
+    assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val.f1")] == [1, 2]
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
         "adapter",
