@@ -105,8 +105,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C must work here.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=hear_signals,
         )
 
     def json(self, *arguments: str):
@@ -120,6 +119,12 @@ def forget_env_file(kept: dict[str, str | None]) -> None:
     for key in set(os.environ) - set(kept):
         if key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_")):
             del os.environ[key]
+
+
+def hear_signals() -> None:
+    """For a child before its start: shells start background jobs with SIGINT ignored, nohup ignores SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def apply_environment(values: dict[str, str | None]) -> None:
