@@ -65,7 +65,7 @@ class Place:
         from xray_opt.cli import main
 
         out, err, code = io.StringIO(), io.StringIO(), 0
-        before = Path.cwd(), sys.argv, sys.stdin
+        before = Path.cwd(), sys.argv, sys.stdin, sys.unraisablehook
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         wanted = self.environment()
         kept = {key: os.environ.get(key) for key in wanted.keys() | os.environ.keys()}
@@ -81,7 +81,7 @@ class Place:
             apply_environment(kept)  # what an import added meanwhile stays: it is imported once
             forget_env_file(kept)
             os.chdir(before[0])
-            sys.argv, sys.stdin = before[1:]
+            sys.argv, sys.stdin, sys.unraisablehook = before[1:]
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

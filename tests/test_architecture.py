@@ -14,7 +14,7 @@ PACKAGE = ROOT / "xray_opt"
 
 #: Row → rooms. A room imports only from rows below its own, never sideways, never up.
 ROWS = (
-    ("errors", "metrics"),
+    ("errors", "metrics", "interrupts"),
     ("intervals", "calibration"),
     ("config", "faults"),
     ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
@@ -52,6 +52,7 @@ DOORS = {
 WITHOUT_TORCH = {
     "config",
     "errors",
+    "interrupts",
     "metrics",
     "intervals",
     "calibration",

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from xray_opt.errors import REFUSALS
+from xray_opt.interrupts import insist
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -53,6 +54,7 @@ def bear_a_closed_terminal() -> None:
     if os.isatty(1):
         sys.stdout = _outliving(sys.stdout)
     signal.signal(signal.SIGTERM, _interrupt)
+    insist()
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)

@@ -14,6 +14,7 @@ import time
 from types import FrameType
 
 from xray_opt.errors import XrayError, disk_refusals
+from xray_opt.interrupts import insist
 
 #: Seconds that a slot without parent has to hand its trial back.
 GRACE = 20.0
@@ -26,6 +27,15 @@ class _Once:
     def __init__(self) -> None:
         self.came = False
 
+    def hear(self) -> None:
+        """From now on this is what SIGTERM and SIGINT do."""
+        signal.signal(signal.SIGTERM, self)
+        signal.signal(signal.SIGINT, self)
+        insist(self._forget)
+
+    def _forget(self) -> None:
+        self.came = False
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.came:
             self.came = True
@@ -35,9 +45,7 @@ class _Once:
 def main(descriptor: int) -> int:
     """Do the job of standard input, tell of it on ``descriptor``; returns the exit code."""
     try:
-        once = _Once()
-        signal.signal(signal.SIGTERM, once)
-        signal.signal(signal.SIGINT, once)
+        _Once().hear()
         os.set_inheritable(descriptor, False)
         line = _first_line()
         began = time.monotonic()
