@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -48,10 +49,13 @@ class Database:
 
 
 class Tracking:
-    """``mlflow server`` on a port of its own, with its databases in PostgreSQL and its artifacts in a folder."""
+    """``mlflow server`` on a port of its own, with its databases in PostgreSQL and its artifacts in a folder.
+
+    It is kept going as a service manager does: it ends by itself where PostgreSQL is away when it starts.
+    """
 
     def __init__(self, database: str, folder: Path) -> None:
-        self._port, self._process = free_port(), None
+        self._port, self._keeper, self._lock, self._wanted = free_port(), None, threading.Lock(), False
         self.uri = f"http://127.0.0.1:{self._port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
         self._command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
@@ -60,10 +64,25 @@ class Tracking:
 
     def start(self) -> None:
         """Start it; it answers some seconds later."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=os.environ | QUIET, start_new_session=True
-            )
+        self._wanted = True
+        self._launch()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def _launch(self) -> bool:
+        with self._lock, self._log.open("ab") as log:
+            if self._wanted:
+                self._process = subprocess.Popen(
+                    self._command, stdout=log, stderr=log, env=os.environ | QUIET, start_new_session=True
+                )
+            return self._wanted
+
+    def _keep(self) -> None:
+        wanted = True
+        while wanted:
+            self._process.wait()
+            time.sleep(1)
+            wanted = self._launch()
 
     def wait(self, seconds: float = 180) -> None:
         """Wait until it answers."""
@@ -80,8 +99,11 @@ class Tracking:
             os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self._process.wait()
+        """End it, until it is started again."""
+        with self._lock:
+            self._wanted = False
+            self.signal(signal.SIGKILL)
+        self._keeper.join()
 
 
 @contextmanager
