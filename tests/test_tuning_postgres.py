@@ -199,6 +199,8 @@ def test_a_servers_limit_of_idle_transactions_does_not_end_long_work(study, post
         connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '1s'"))
     with one_after_another(study.storage, "settle:fast"):
         time.sleep(2)
+        with sole_lock(study.storage, ":settle:fast") as another:
+            assert not another  # it is held still, and leaving it raises nothing
 
 
 def test_a_start_that_hangs_holds_up_no_other_one(study, monkeypatch):

@@ -6,7 +6,6 @@ one that was stopped goes on, from the last epoch of the training that was stopp
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from xray_opt.experiment import Job, run_experiment
 from xray_opt.intervals import Patients
 from xray_opt.overlap import require_apart
 from xray_opt.settling import require_sent
-from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags
+from xray_opt.tracking import PREDICTIONS, child_runs, close_lost, data_tags, prediction_rows
 from xray_opt.trainer import discard_checkpoint
 from xray_opt.tuning import IDENTITY, StudyRecord, TrialRecord, study_notes
 from xray_opt.tuning.storage import one_call
@@ -207,10 +206,7 @@ def val_probabilities(work: Work, run_id: str) -> NDArray[np.float64]:
         StudyError: the run's predictions are of other films.
     """
     with tempfile.TemporaryDirectory(prefix="xray-opt-") as folder:
-        text = work.tracking.download(run_id, PREDICTIONS, Path(folder)).read_text(
-            encoding="utf-8", errors="surrogateescape"
-        )
-    rows = list(csv.DictReader(text.splitlines()))
+        rows = prediction_rows(work.tracking.download(run_id, PREDICTIONS, Path(folder)))
     if [int(row["label"]) for row in rows] != work.images.val.labels.tolist():
         raise StudyError(f"the predictions of run {run_id} are not of this study's validation films")
     return np.array([float(row["probability"]) for row in rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from xray_opt.tracking import (
     child_tags,
     film_seats,
     noted_run,
+    prediction_rows,
     run_facts,
     run_file,
     run_looks,
@@ -167,7 +167,7 @@ def _predictions(
     path = run_file(connection, run, name, folder) if run else None
     if path is None:
         return None
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
+    rows = prediction_rows(path)
     groups = tuple(seats[row["film"]].group if row["film"] in seats else row["film"] for row in rows)
     labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
     return Predictions(labels, np.array([float(row["probability"]) for row in rows]), groups)

@@ -6,7 +6,6 @@ so that no network is needed, and the training films, if they lie here.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from xray_opt.mlflow_client import Connection
 from xray_opt.scoring.levels import FilmCases, Level, film_cases, levels
 from xray_opt.scoring.outside import own_manifests
 from xray_opt.scoring.trivial import Baseline, beside
-from xray_opt.tracking import MANIFEST, PREDICTIONS, run_file
+from xray_opt.tracking import MANIFEST, PREDICTIONS, prediction_rows, run_file
 
 Say = Callable[[str], None]
 LOSS = "loss"
@@ -70,7 +69,7 @@ def recorded_trivial(
         path = run_file(connection, run_id, PREDICTIONS, Path(folder))
         if path is None:
             raise DataError("the model's run keeps no validation predictions")
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
+        rows = prediction_rows(path)
     own = _here(own_manifests(tags.get(MANIFEST), run_id, connection, workspace))
     films = own.of("val")
     cases = _cases(films, _probabilities(rows, films, workspace), LossConfig())

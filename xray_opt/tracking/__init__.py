@@ -21,7 +21,16 @@ from xray_opt.tracking.outgoing import outgoing_name
 from xray_opt.tracking.pages import moved_page_tags, page_tags, run_page
 from xray_opt.tracking.probing import ServerFacts, probe_server, round_trip
 from xray_opt.tracking.ranking import RankedTrial
-from xray_opt.tracking.reading import RunFacts, Seat, child_tags, film_seats, noted_run, run_facts, run_file
+from xray_opt.tracking.reading import (
+    RunFacts,
+    Seat,
+    child_tags,
+    film_seats,
+    noted_run,
+    prediction_rows,
+    run_facts,
+    run_file,
+)
 from xray_opt.tracking.run import (
     PREDICTIONS,
     TEST_PREDICTIONS,
@@ -84,6 +93,7 @@ __all__ = [
     "orphan_runs",
     "outgoing_name",
     "page_tags",
+    "prediction_rows",
     "probe_server",
     "require_same_store",
     "round_trip",

@@ -65,6 +65,11 @@ def run_file(connection: Connection, run_id: str, name: str, folder: Path) -> Pa
         return Path(connection.client.download_artifacts(run_id, name, str(folder)))
 
 
+def prediction_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's predictions: film, label, probability; a film's name may be no UTF-8."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
+
+
 @dataclass(frozen=True)
 class Seat:
     """Where one film sits: its patient group, split and label."""
