@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+#: Exit code of a process that was told to end.
+INTERRUPTED = 130
 #: Seconds after which an interrupt that was ignored comes again.
 AGAIN = 0.05
 

@@ -17,6 +17,7 @@ import click
 from xray_opt import __version__
 from xray_opt.cli.terminal import bear_a_closed_terminal, undisturbed
 from xray_opt.errors import XrayError, disk_refusals, printable
+from xray_opt.interrupts import INTERRUPTED
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
 COMMANDS = {
@@ -114,7 +115,7 @@ def main() -> None:
     except click.ClickException as error:
         fail(printable(" ".join(error.format_message().split())), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; run the same command again to go on", 130)
+        fail("interrupted; run the same command again to go on", INTERRUPTED)
     except BrokenPipeError:
         # The reader (head, less) went away: nothing is wrong, and Python must not complain while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,5 +127,5 @@ def fail(line: str, code: int) -> None:
     from xray_opt.config.environment_file import redacted
 
     undisturbed()
-    click.echo(redacted(f"error: {line}" if code != 130 else line), err=True)
+    click.echo(redacted(f"error: {line}" if code != INTERRUPTED else line), err=True)
     sys.exit(code)

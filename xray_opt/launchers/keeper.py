@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 from xray_opt.config import StudyConfig
 from xray_opt.errors import XrayError
+from xray_opt.interrupts import INTERRUPTED
 from xray_opt.launchers.gpus import memory_fraction, require_room, visible_gpus
-from xray_opt.launchers.member import STOPPED, Event, Member, News
+from xray_opt.launchers.member import Event, Member, News
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job, error_event
 
@@ -65,7 +66,7 @@ class Keeper:
             return
         self._started = number
         if self._stopped:
-            self._failed = STOPPED
+            self._failed = INTERRUPTED
             return
         os.environ.update(variables)
         with suppress(OSError):  # no such folder on this node: what is missing in it will be said by its name

@@ -24,8 +24,6 @@ from xray_opt.launchers.wire import Job, read_event
 
 #: What a slot's interpreter runs.
 PROGRAM = ("-m", "xray_opt.launchers.slot")
-#: Exit code of a slot that was told to stop.
-STOPPED = 130
 
 Event = dict[str, Any]
 News = queue.Queue[tuple["Member", Event]]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xray_opt.errors import DeviceFault, StudyError, XrayError
-from xray_opt.launchers.member import STOPPED, Event, Member, News
+from xray_opt.interrupts import INTERRUPTED
+from xray_opt.launchers.member import Event, Member, News
 from xray_opt.launchers.slots import Slot
 from xray_opt.launchers.wire import Job, error_of
 from xray_opt.trainer import Epoch
@@ -181,7 +182,7 @@ class _Team:
         elif member.error is not None and not self._may_help(member):
             line = None if member.error in self._shared else f"{name} stopped: {member.error}"
             self._shared.append(member.error)  # what ends all of them at once is one error
-        elif member.code == STOPPED:
+        elif member.code == INTERRUPTED:
             line = f"{name} was told to stop; its trial is handed to the other slots"
         elif member.restarts < MOST_RESTARTS:
             member.restarts += 1

@@ -14,11 +14,10 @@ import time
 from types import FrameType
 
 from xray_opt.errors import XrayError, disk_refusals
-from xray_opt.interrupts import insist
+from xray_opt.interrupts import INTERRUPTED, insist
 
 #: Seconds that a slot without parent has to hand its trial back.
 GRACE = 20.0
-INTERRUPTED = 130
 
 
 class _Once:

@@ -26,6 +26,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
 from xray_opt.errors import ConfigError, StudyError, one_line
+from xray_opt.interrupts import INTERRUPTED
 from xray_opt.tuning.leases import Lease
 from xray_opt.tuning.locks import HOLD, LATE, busy, sole_lock, study_lock
 from xray_opt.tuning.proxy import ALIVE, PORT, SERVICE, TOKEN, grpc
@@ -41,8 +42,6 @@ LOCKS = 32
 GRACE = 5.0
 #: Seconds that the rest has then: a thread that waits in the database for a lock waits up to an hour.
 REST = 3.0
-#: Exit code of a process that was told to end.
-INTERRUPTED = 130
 LOCAL = ("127.0.0.1", "localhost", "::1")
 OPTIONS = (
     *ALIVE,
