@@ -24,6 +24,12 @@ from xray_opt.phantom import make_phantoms
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+# Shells start background jobs with SIGINT ignored, nohup ignores SIGHUP, and children inherit that, but no handler.
+# (Not ``preexec_fn``: it forks, and gRPC's fork handlers may abort that child.)
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
+
 STUDY = """
 # xray-opt tune --study tiny: as small as the whole job gets
 name: tiny
@@ -105,7 +111,6 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_signals,
         )
 
     def json(self, *arguments: str):
@@ -119,12 +124,6 @@ def forget_env_file(kept: dict[str, str | None]) -> None:
     for key in set(os.environ) - set(kept):
         if key.startswith(("MLFLOW_TRACKING", "XRAY_OPT_")):
             del os.environ[key]
-
-
-def hear_signals() -> None:
-    """For a child before its start: shells start background jobs with SIGINT ignored, nohup ignores SIGHUP."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def apply_environment(values: dict[str, str | None]) -> None:

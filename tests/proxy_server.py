@@ -9,7 +9,6 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from conftest import hear_signals
 
 
 class Proxy:
@@ -30,9 +29,7 @@ class Proxy:
             )
         command = [sys.executable, "-c", code, "storage", "serve", "--storage", self.storage, "--port", str(self.port)]
         env = os.environ | {"XRAY_OPT_HOME": str(self.folder)}
-        self.process = subprocess.Popen(
-            command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hear_signals
-        )
+        self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         self.port = int(self.wait_for(r"is served at grpc://127\.0\.0\.1:(\d+)")[1])
 

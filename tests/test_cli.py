@@ -9,7 +9,7 @@ import sys
 
 import click
 import pytest
-from conftest import Place, hear_signals
+from conftest import Place
 from small_sets import write_film
 
 from xray_opt.cli import COMMANDS, group
@@ -274,7 +274,7 @@ def saying(lines=300, **options):
 @pytest.mark.parametrize("ended_by", ["reader", "ctrl-c"])
 def test_a_reader_of_lines_that_goes_away_ends_a_command_as_ctrl_c_does_and_only_once(ended_by):
     """Ctrl-C ends both sides of a pipe: the reader that is gone then must not cut the end short."""
-    process = saying(stderr=subprocess.PIPE, preexec_fn=hear_signals)
+    process = saying(stderr=subprocess.PIPE)
     process.stderr.close()
     if ended_by == "ctrl-c":
         process.send_signal(signal.SIGINT)
@@ -302,7 +302,7 @@ try:
 except KeyboardInterrupt:
     raise SystemExit(7)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=300, preexec_fn=hear_signals).returncode == 7
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 7
 
 
 def test_a_line_that_meets_a_full_disk_is_lost_and_that_is_all():

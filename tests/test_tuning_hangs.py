@@ -19,7 +19,6 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy
-from conftest import hear_signals
 from postgres_server import postgres
 from proxy_server import proxy
 
@@ -173,7 +172,6 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(url, postgresql):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hear_signals,
     )
     assert process.stdout.readline() == "open\n"
     with Stopped(postgresql):

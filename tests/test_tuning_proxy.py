@@ -288,7 +288,19 @@ def test_the_command_serves_until_it_is_told_to_stop_and_warns_of_open_doors(tmp
     assert line.startswith("WARNING: 0.0.0.0 can be reached from outside, without login or encryption")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_ends_where_nobody_reads_its_lines(database):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "xray_opt", "storage", "serve", "--storage", database, "--port", "0"]
+    with os.fdopen(writer, "w") as lines:
+        process = subprocess.Popen(command, stderr=lines)
+    try:
+        assert process.wait(LONG) == 130
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_ends_though_a_client_waits_for_a_lock_in_the_database(tmp_path, database, number):
     def client():
         with suppress(Exception), study_lock(open_storage(server.url), "fast"):
@@ -301,7 +313,7 @@ def test_the_command_ends_though_a_client_waits_for_a_lock_in_the_database(tmp_p
         opened = psutil.Process(server.process.pid).open_files
         wait_until(lambda: any(file.path.endswith(".lock") for file in opened()))
         server.process.send_signal(number)
-        assert server.process.wait(30) == 130
+        assert server.process.wait(30) == 130, server.lines
         assert not taken
     waiting.join(LONG)
 

@@ -33,7 +33,7 @@ class _Lines(io.FileIO):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 _lead_nowhere(self.fileno())
-                if signal.getsignal(signal.SIGHUP) is _interrupt:
+                if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                     # Whichever thread wrote; nobody sends the signal for a pipe.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGHUP)
             elif error.errno == errno.EIO:

@@ -61,7 +61,7 @@ def serve(
     say: Callable[[str], None] = lambda line: None,
     lease: Lease = Lease(),
 ) -> None:
-    """Serve the database until SIGINT or SIGTERM, with which this process ends, whoever waits in the database.
+    """Serve the database until SIGINT, SIGTERM or SIGHUP, with which this process ends, whoever waits in the database.
 
     Args:
         port: 0 takes a free one, and says which.
@@ -82,8 +82,10 @@ def serve(
 
 async def _serve(database: RDBStorage, host: str, port: int, say: Callable[[str], None], lease: Lease) -> None:
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What a handler raises within a callback of gRPC's may end in a segmentation fault.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stopped.set)
     locks = Locks(database)
     server = grpc.aio.server(ThreadPoolExecutor(THREADS), interceptors=(_Gate(locks),), options=OPTIONS)
     # Not above: without grpcio the line of ``proxy`` must come first.
