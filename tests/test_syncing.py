@@ -16,13 +16,15 @@ from conftest import STUDY
 from front import Faulty
 from test_launchers import Listening, slots_of
 
-from xray_opt.config import TrackingConfig, Workspace
+from xray_opt.config import StudyConfig, TrackingConfig, Workspace
 from xray_opt.experiment import run_experiment
 from xray_opt.mlflow_client import connect
 from xray_opt.places import PARENT
+from xray_opt.settling import POSTPONED, done_with, note_postponed
 from xray_opt.spool import Spool, spool_files
 from xray_opt.syncing import sync
-from xray_opt.tuning import read_study
+from xray_opt.tracking import send_left_behind
+from xray_opt.tuning import existing_study, read_study
 
 pytestmark = pytest.mark.slow
 STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -172,6 +174,33 @@ def test_a_call_that_is_killed_while_the_server_is_away(place, faulty, study):
     assert done.returncode == 0, done.stderr
     connection, _, runs = check_agreement(faulty, place, study)
     check_champion(connection, place, study, runs)
+
+
+def test_a_study_that_another_host_settles_meanwhile_is_settled_again(place, faulty, study, monkeypatch):
+    faulty.mood = "down"
+    process = forked.fork(place, "tune", "--study", study, "--trials", "2", "--tracking-uri", faulty.uri)
+    heard = Listening(process)
+    heard.wait_for(r"trial 1 · epoch 1/2")
+    process.kill()
+    heard.end()
+    faulty.mood = "ok"
+    opened = existing_study(StudyConfig(study), place.workspace)
+    note_postponed(opened, lambda now: {"tags": {}}, print)
+    noted = opened.notes[POSTPONED]
+
+    def meanwhile(connection, spool, remember):
+        def remembered(tags):
+            remember(tags)
+            done_with(noted, opened, print)
+
+        return send_left_behind(connection, spool, remembered)
+
+    monkeypatch.setattr("xray_opt.syncing.send_left_behind", meanwhile)
+    report = sync(place.workspace)
+    assert (report.waiting, report.settled) == (0, [study])
+    _, _, runs = runs_of(faulty, place, study)
+    assert {number: run.info.status for number, run in runs.items()} == {0: "FINISHED", 1: "FAILED"}
+    assert not opened.notes.get(POSTPONED)
 
 
 def test_a_second_sync_waits_for_the_first_and_says_so(place):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from xray_opt import registry
@@ -133,8 +134,9 @@ def _remember(tags: Mapping[str, str], workspace: Workspace, known: Mapping[str,
         return
     try:
         opened = existing_study(StudyConfig(name, storage=url), workspace)
-        if not opened.notes.get(POSTPONED):
-            note_postponed(opened, lambda now: now or {"tags": dict(tags)}, lambda line: None)
+        # A new time: whoever acts upon an older note, another host's sync say, does not remove this one.
+        mark = {"at": datetime.now(UTC).isoformat()}
+        note_postponed(opened, lambda now: {"tags": dict(tags), **(now or {}), **mark}, lambda line: None)
     except XrayError as error:  # deleted, say
         report.problems.append(str(error))
 
