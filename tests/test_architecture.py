@@ -14,7 +14,7 @@ PACKAGE = ROOT / "xray_opt"
 
 #: Row → rooms. A room imports only from rows below its own, never sideways, never up.
 ROWS = (
-    ("errors", "metrics", "interrupts"),
+    ("errors", "metrics", "interrupts", "threads"),
     ("intervals", "calibration"),
     ("config", "faults"),
     ("dataset", "backbone", "loss", "phantom", "kaggle", "services", "spool"),
@@ -53,6 +53,7 @@ WITHOUT_TORCH = {
     "config",
     "errors",
     "interrupts",
+    "threads",
     "metrics",
     "intervals",
     "calibration",

@@ -196,6 +196,15 @@ def test_tracking_is_measured_straight_and_while_mlflow_is_away(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_is_measured_alone_and_beside_others(tmp_path):
+    _, sections = toy("crowded.py", tmp_path)
+    assert len(sections) == 2
+    for section in sections.values():
+        assert len(section["samples"]) == 2
+        assert all(values["ms"] > 0 for rounds in section["samples"].values() for values in rounds)
+
+
+@pytest.mark.slow
 def test_throughput_is_measured_on_every_storage_that_is_there(tmp_path):
     output, sections = toy("throughput.py", tmp_path)
     for name in ("PostgreSQL", "gRPC", "SQLite"):

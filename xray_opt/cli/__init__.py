@@ -18,6 +18,7 @@ from xray_opt import __version__
 from xray_opt.cli.terminal import bear_a_closed_terminal, undisturbed
 from xray_opt.errors import XrayError, disk_refusals, printable
 from xray_opt.interrupts import INTERRUPTED
+from xray_opt.threads import sleep_soon
 
 #: Command → module of this package that holds it; modules are imported when their command is called.
 COMMANDS = {
@@ -101,6 +102,7 @@ def read_env() -> None:
 def main() -> None:
     """Entry point of ``xray-opt``."""
     bear_a_closed_terminal()
+    sleep_soon()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may hold bytes that are no text, and a terminal may know few letters: both are shown as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -15,6 +15,7 @@ from types import FrameType
 
 from xray_opt.errors import XrayError, disk_refusals
 from xray_opt.interrupts import INTERRUPTED, insist
+from xray_opt.threads import sleep_soon
 
 #: Seconds that a slot without parent has to hand its trial back.
 GRACE = 20.0
@@ -45,6 +46,7 @@ def main(descriptor: int) -> int:
     """Do the job of standard input, tell of it on ``descriptor``; returns the exit code."""
     try:
         _Once().hear()
+        sleep_soon()
         os.set_inheritable(descriptor, False)
         line = _first_line()
         began = time.monotonic()
