@@ -176,6 +176,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, launcher):
         assert place.fresh(*arguments).returncode == 0
     trials, _ = check_agreement(place, "killed")
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials) == 4
+    assert [trial.state for trial in trials].count("FAIL") == 1, heard.text
     (lost,) = [trial for trial in trials if trial.state == "FAIL"]
     (resumed,) = [trial for trial in trials if trial.notes.get("retry_of") == lost.number]
     assert (lost.number, lost.reason, resumed.params) == (int(found[2]), "worker-lost", lost.params)
@@ -206,6 +207,20 @@ def test_a_stopped_call_ends_its_workers_and_the_next_one_goes_on(tmp_path, laun
     trials, _ = check_agreement(place, "stopped")
     assert [trial.state in ("COMPLETE", "PRUNED") for trial in trials].count(True) == 3
     assert {trial.reason for trial in trials if trial.state == "FAIL"} == {"interrupted"}
+
+
+def test_a_slot_that_is_told_to_stop_says_by_what_and_hands_its_trial_to_the_others(tmp_path):
+    place = make_place(tmp_path)
+    write_study(place, "told", epochs=8)
+    heard = Listening(forked.fork(place, "tune", "--study", "told", "--trials", "3", "--workers", "2"))
+    found = heard.wait_for(r"slot (\d+) · trial (\d+) · epoch 2/8")
+    os.kill(owner_of(place, "told", int(found[2])), signal.SIGTERM)
+    code, _ = heard.end()
+    assert code == 0, heard.text
+    assert f"slot {found[1]} was told to stop (SIGTERM); its trial is handed to the other slots" in heard.text
+    trials, _ = check_agreement(place, "told")
+    assert [trial.state in ("COMPLETE", "PRUNED") for trial in trials].count(True) == 3, heard.text
+    assert {trial.reason for trial in trials if trial.state == "FAIL"} == {"interrupted"}, heard.text
 
 
 def test_a_timeout_starts_no_new_trial(tmp_path, launcher):

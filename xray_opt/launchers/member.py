@@ -37,6 +37,7 @@ class Member:
         self.restarts = 0
         self.trial: int | None = None
         self.error: XrayError | None = None
+        self.stopped_by = ""
         self.code: int | None = None
         self._news = news
         self._threads: list[threading.Thread] = []

@@ -163,6 +163,8 @@ class _Team:
         elif kind == "ended":
             member.trial = None
             watcher.trial_ended(TrialRecord.from_dict(event["record"]))
+        elif kind == "stopped":
+            member.stopped_by = f" ({event['by']})"
         elif kind == "error":
             member.error = error_of(event)
 
@@ -183,7 +185,7 @@ class _Team:
             line = None if member.error in self._shared else f"{name} stopped: {member.error}"
             self._shared.append(member.error)  # what ends all of them at once is one error
         elif member.code == INTERRUPTED:
-            line = f"{name} was told to stop; its trial is handed to the other slots"
+            line = f"{name} was told to stop{member.stopped_by}; its trial is handed to the other slots"
         elif member.restarts < MOST_RESTARTS:
             member.restarts += 1
             how = f"stopped ({member.error})" if member.error else how

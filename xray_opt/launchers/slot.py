@@ -19,6 +19,7 @@ from xray_opt.threads import sleep_soon
 
 #: Seconds that a slot without parent has to hand its trial back.
 GRACE = 20.0
+_PARENT_GONE = threading.Event()
 
 
 class _Once:
@@ -26,6 +27,7 @@ class _Once:
 
     def __init__(self) -> None:
         self.came = False
+        self.number: int = signal.SIGINT
 
     def hear(self) -> None:
         """From now on this is what SIGTERM and SIGINT do."""
@@ -38,14 +40,15 @@ class _Once:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.came:
-            self.came = True
+            self.came, self.number = True, number
             raise KeyboardInterrupt
 
 
 def main(descriptor: int) -> int:
     """Do the job of standard input, tell of it on ``descriptor``; returns the exit code."""
+    once = _Once()
     try:
-        _Once().hear()
+        once.hear()
         sleep_soon()
         os.set_inheritable(descriptor, False)
         line = _first_line()
@@ -55,7 +58,15 @@ def main(descriptor: int) -> int:
         threading.Thread(target=_end_with_parent, name="xray-opt-parent", daemon=True).start()
         return _work(line, descriptor, began)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _stopped(descriptor, once)
+
+
+def _stopped(descriptor: int, once: _Once) -> int:
+    from xray_opt.launchers.wire import Teller
+
+    by = "its parent's end" if _PARENT_GONE.is_set() else signal.Signals(once.number).name
+    Teller(descriptor).tell("stopped", by=by)
+    return INTERRUPTED
 
 
 def _work(line: bytes, descriptor: int, began: float) -> int:
@@ -97,6 +108,7 @@ def _first_line() -> bytes:
 def _end_with_parent() -> None:
     while os.read(0, 65536):
         pass
+    _PARENT_GONE.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(INTERRUPTED)
