@@ -408,6 +408,8 @@ def test_the_sheet_stands_there_whole_and_films_have_numbers() -> None:
     for odd in (b"", b"GIF89a", b"<script>"):
         without = replace(whole(), files={SHEET: odd})
         assert "xray-opt explain --out sheet --model runs:/555" in section(without, "explained")
+    table = "path,probability,threshold,answer,label\nsecret-\u2028name.png,0.25,0.5,NORMAL,PNEUMONIA\n".encode()
+    assert "film 1<" in section(replace(whole(), files={SHEET: sheet(), EXPLAINED: table}), "explained")
     crooked = replace(whole(), files={SHEET: sheet(), EXPLAINED: b"a,b\n1,2\n"})
     assert "<table" not in section(crooked, "explained")
 

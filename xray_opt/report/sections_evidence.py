@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -146,7 +147,7 @@ def explained(evidence: Evidence) -> Markup:
 
 def _explained_films(content: bytes) -> list[list[object]]:
     """Number, answer, probability and label of each film: names of films stay out of the page."""
-    lines: Iterable[Mapping[str, str]] = csv.DictReader(content.decode("utf-8", "replace").splitlines())
+    lines: Iterable[Mapping[str, str]] = csv.DictReader(io.StringIO(content.decode("utf-8", "replace"), newline=""))
     try:
         return [
             [f"film {number}", row["answer"], float(row["probability"]), row["label"] or None]
