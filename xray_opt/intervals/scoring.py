@@ -70,7 +70,8 @@ def interval(name: str, value: float, drawn: Floats, having: Sequence[int]) -> I
     known = drawn[~np.isnan(drawn)]
     if why := why_none(value, having, known.size / drawn.size):
         return Interval(value, why=why)
-    if value in (0.0, 1.0) and name not in (*BIASED, *UNBOUNDED):
+    sure = name in BIASED and not _spread(known)  # of films that are all right, or all wrong, as sure as can be
+    if value in (0.0, 1.0) and (sure or name not in (*BIASED, *UNBOUNDED)):
         edge = nearest(name, having)
         return Interval(value, edge, 1.0) if value else Interval(value, 0.0, 1 - edge)
     if not _spread(known) and value:  # one answer for every film: an interval of no length would claim to know it
