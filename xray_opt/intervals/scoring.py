@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xray_opt.intervals.edges import nearest
 from xray_opt.intervals.patients import RESAMPLES, Patients, resampled
-from xray_opt.intervals.records import Floats, Gain, Interval, Z, sigmoid, why_none
+from xray_opt.intervals.records import Floats, Gain, Interval, Z, bounded, sigmoid, why_none
 from xray_opt.intervals.shares import share, share_gain, tallies
 from xray_opt.metrics import Cases, weighted_scores
 
@@ -134,7 +134,8 @@ def gains(
         if name in shares[0] and name != "f1":
             found[name] = share_gain(shares[0][name], shares[1][name], float(value[0]), counts)
         else:
-            found[name] = gain(float(value[0]), drawn[name], counts)
+            one = gain(float(value[0]), drawn[name], counts)
+            found[name] = one if name in UNBOUNDED else bounded(one)
     return found
 
 
