@@ -394,6 +394,8 @@ def test_a_wanted_sensitivity_is_rounded_up_to_one_that_is_known():
     assert found == [0.5, 0.3, 0.2, 0.2]
     with pytest.raises(ConfigError, match=r"for 0\.95 to 0\.96"):
         record.threshold_for(0.99)
+    with pytest.raises(ConfigError, match="--sensitivity nan"):
+        record.threshold_for(float("nan"))
     with pytest.raises(ConfigError, match="for none"):
         replace(record, thresholds={}).threshold_for(0.9)
 

@@ -67,6 +67,18 @@ def test_the_spread_of_seeds_widens_what_patients_alone_say(films):
     assert one.high - one.low > 1.3 * (alike.high - alike.low)
 
 
+def test_a_gain_is_at_most_one_however_far_seeds_are_apart(films):
+    rng, labels, patients = films
+    pair = [
+        Contender(key, tuple(model(rng, labels, skill) for skill in skills))
+        for key, skills in (("a", (3.0, -3.0)), ("b", (-3.0, 3.0)))
+    ]
+    gained = compare(pair, patients, "a")[1]["b"]
+    known = [one for one in gained.values() if one.low is not None]
+    assert all(-1 <= one.low <= one.value <= one.high <= 1 for one in known)
+    assert (gained["auc"].low, gained["auc"].high) == (-1.0, 1.0)
+
+
 def test_seeds_that_all_but_agree_make_a_gain_of_a_share_no_surer():
     """A spread of 1e-6 moved the gain's centre back to the raw value: of p .071 it made .053."""
     patients, every = Patients([f"p{n:03d}" for n in range(200)]), np.ones(200, bool)

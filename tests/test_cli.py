@@ -62,6 +62,9 @@ def test_wrong_usage_is_one_line(tmp_path):
         (["tune", "--trials", "0"], 2),
         (["tune", "--what"], 2),
         (["predict"], 2),
+        (["predict", "x.png", "--sensitivity", "nan"], 2),
+        (["reproduce", "0" * 32, "--tolerance", "nan"], 2),
+        (["tune", "--timeout", "nan"], 2),
     ):
         done = xray(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

@@ -77,6 +77,15 @@ def test_a_lucky_trial_is_not_chosen(films):
     assert verdict.lead.p < 0.01
 
 
+def test_gap_and_lead_of_two_scores_are_at_most_one(films):
+    """Two seeds far apart have one degree of freedom: a gap was "-5.758 to 5.561"."""
+    rng, labels, patients = films
+    apart = [tuple(candidate(rng, n, labels, skill, seeds=1).seeds[0] for skill in (0.05, 0.99)) for n in (0, 1)]
+    verdict = judge("s", [Candidate(n, {}, 0.9, apart[n][:: 1 - 2 * n]) for n in (0, 1)], labels, patients)
+    for one in (verdict.of(0).gap, verdict.lead):
+        assert (one.low, one.high) == (-1.0, 1.0)
+
+
 def test_the_search_score_plays_no_part_in_the_choice(films):
     _, labels, patients = films
     verdicts = []

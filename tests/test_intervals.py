@@ -132,6 +132,15 @@ def test_the_gain_is_paired():
     assert alone[1].high > alone[0].low, "two intervals overlap where the paired gain is certain"
 
 
+def test_a_gain_in_auc_is_at_most_one_and_one_in_loss_may_be_more():
+    labels = np.arange(24) % 2
+    right = Cases(labels, 0.3 * labels + np.linspace(0, 0.5, 24), np.full(24, 0.1))
+    wrong = Cases(labels, 1 - right.probabilities, np.linspace(1, 30, 24))
+    found = gains(wrong, right, Patients([str(n) for n in range(24)]), (0.5, 0.5))
+    assert -1 == found["auc"].low < found["auc"].value < -0.5
+    assert found["loss"].low > 1
+
+
 def test_a_gain_in_a_rare_kind_has_no_invented_interval():
     rng = np.random.default_rng(4)
     labels = np.repeat([0, 1], 40)

@@ -127,6 +127,16 @@ def test_f1_is_the_share_of_hits_in_what_is_positive_or_called_so():
     assert found.low < found.value < found.high
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_calibration_error_of_a_model_without_any_doubt_is_not_known_for_certain(right):
+    """Its films are all right, or all wrong, so the error is that of a share: no interval of no length."""
+    labels = np.arange(40) % 2
+    found = scored(Cases(labels, (labels if right else 1 - labels).astype(float)), alone(40), 0.5, resamples=50)
+    ends = (found["ece"].value, found["ece"].low, found["ece"].high)
+    assert ends == ((0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 40))) if right else (1.0, 0.025 ** (1 / 40), 1.0))
+    assert ends == (found["brier"].value, found["brier"].low, found["brier"].high)
+
+
 def test_where_all_films_are_right_every_score_has_a_finite_interval():
     labels = np.array([0, 1] * 40)
     found = scored(Cases(labels, labels.astype(float), np.linspace(0.005, 0.015, 80)), alone(80), 0.5, resamples=100)

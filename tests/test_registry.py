@@ -29,8 +29,10 @@ from mlflow_stores import (
     finished_run,
 )
 
-from xray_opt.adapter import load_bundle
+from xray_opt.adapter import attach as adapted
+from xray_opt.adapter import load_bundle, make_bundle, save_bundle
 from xray_opt.backbone import random_base, save_base
+from xray_opt.config import override
 from xray_opt.errors import BaseMismatch, DiskFault, ModelError, TrackingError
 from xray_opt.evaluate import Predictor
 from xray_opt.mlflow_client import Connection
@@ -97,6 +99,17 @@ def test_the_first_version_is_champion_and_the_next_a_candidate(
     # The first one had its turn: registering its run again does not make it a candidate.
     register(connection, first.run_id, adapter, base(), name, {}, film())
     assert aliases(connection, name) == {"champion": second.version}
+
+
+def test_a_registered_model_says_of_what_its_probability_is(tmp_path: Path, name: str) -> None:
+    """Not of pneumonia where the classes are others: in the study ``kinds`` every film shows one."""
+    store = embedded(tmp_path)
+    run_id, adapter = finished_run(store, tmp_path, name)
+    other = override(CONFIG, {"data.negative": "virus", "data.positive": "bacteria"})
+    save_bundle(adapted(base(), other), tmp_path / "other", make_bundle(base(), other, 48))
+    for own, folder, positive in ((name, adapter, "PNEUMONIA"), (f"{name}-kinds", tmp_path / "other", "bacteria")):
+        register(store, run_id, folder, base(), own, {}, film())
+        assert f"probability of {positive}." in store.client.get_registered_model(own).description
 
 
 def test_a_version_predicts_what_was_validated(connection: Connection, tmp_path: Path, name: str) -> None:

@@ -390,6 +390,25 @@ def test_the_head_has_the_worst_case_on_test_before_that_on_validation() -> None
     assert "Worst case.</b> the test&#39;s own (test films): AUC " in head
 
 
+def test_decisions_at_another_threshold_are_not_among_the_scores_at_the_table_s() -> None:
+    """``evaluate --robustness --sensitivity .95`` keeps its record under the same name."""
+    evidence, record = whole(), json.loads(changed())
+    assert f"at threshold {record['threshold']:.4f}" in section(evidence, "robustness")
+    assert f"flipped at threshold {record['threshold']:.4f}." in str(worst_case(evidence))
+    moved = replace(evidence, files={ROBUST["val"]: json.dumps(record | {"threshold": 0.1234}).encode()})
+    assert "share flipped, worst case" not in section(moved, "short")
+    assert "flipped at threshold 0.1234." in section(moved, "short")
+    assert "flipped at threshold 0.1234." in model_card(moved).replace("\\", "")
+
+
+def test_kinds_of_pneumonia_are_told_of_only_where_films_are_parted_by_them() -> None:
+    evidence, words = whole(), "kind of pneumonia is set against all normal films"
+    parts = [one | {"by": "size"} for one in evidence.final["subgroups"]]
+    without = replace(evidence, files={}, final=evidence.final | {"subgroups": parts})
+    assert (words in section(evidence, "test"), words in section(without, "test")) == (True, False)
+    assert (words in model_card(evidence), words in model_card(without)) == (True, False)
+
+
 def test_rivals_stand_there_with_what_gave_no_result() -> None:
     shown, record = section(whole(), "rivals"), rivals()
     assert f">{record['rows'][0]['scores']['auc']['value']:.4f}<" in shown
@@ -408,6 +427,8 @@ def test_the_sheet_stands_there_whole_and_films_have_numbers() -> None:
     for odd in (b"", b"GIF89a", b"<script>"):
         without = replace(whole(), files={SHEET: odd})
         assert "xray-opt explain --out sheet --model runs:/555" in section(without, "explained")
+    table = "path,probability,threshold,answer,label\nsecret-\u2028name.png,0.25,0.5,NORMAL,PNEUMONIA\n".encode()
+    assert "film 1<" in section(replace(whole(), files={SHEET: sheet(), EXPLAINED: table}), "explained")
     crooked = replace(whole(), files={SHEET: sheet(), EXPLAINED: b"a,b\n1,2\n"})
     assert "<table" not in section(crooked, "explained")
 

@@ -69,6 +69,15 @@ def test_sizes_are_thirds_and_parts_too_small_have_no_interval(scored_films) -> 
     assert "too few patients" in colour.auc.why
 
 
+@pytest.mark.parametrize("sides", [(1000, 1010, 1020), (1000, 1001, 2000), (2048, 2050, 2050)])
+def test_sizes_that_are_nearly_alike_are_parts_of_their_own(sides: tuple[int, int, int]) -> None:
+    films = [film(number, number % 2, width=sides[number % 3], height=sides[number % 3]) for number in range(120)]
+    cases = Cases(np.array([one.label for one in films]), np.linspace(0, 1, 120))
+    parts = [one for one in subgroups(films, cases, 0.5) if one.by == "size"]
+    assert len({one.name for one in parts}) == len(parts) == len(set(sides))
+    assert sum(one.films for one in parts) == 120
+
+
 def test_what_does_not_differ_is_no_parting(scored_films) -> None:
     films, cases = scored_films
     same = [

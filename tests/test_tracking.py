@@ -35,7 +35,9 @@ from xray_opt.tracking import (
     log_run_metrics,
     log_run_predictions,
     orphan_runs,
+    prediction_rows,
     require_same_store,
+    run_file,
     send_left_behind,
     store_note,
     study_runs,
@@ -476,6 +478,17 @@ def test_predictions_carry_names_only_in_a_local_store(connection: Connection, s
     assert [row["label"] for row in rows] == ["1", "0"]
     films = [row["film"] for row in rows]
     assert films == (list(paths) if connection.local else [names.film(path) for path in paths])
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x1c", "\x0b", "\x0c", "\n", '"', ","])
+def test_predictions_are_read_as_written_whatever_ends_a_line_in_a_films_name(odd: str, tmp_path: Path) -> None:
+    store = embedded(tmp_path)
+    paths, names = (f"NORMAL/a{odd}b.jpeg", f"{odd}.jpeg"), Pseudonyms(store.workspace)
+    with Tracking.open(store, "odd-names", {}) as tracking, tracking.run("r", CONFIG, {}, {}) as run:
+        run.log_predictions(paths, [1, 0], [0.5, 0.25], names)
+    rows = prediction_rows(run_file(store, run.id, "val_predictions.csv", tmp_path))
+    found = [(row["film"], row["label"], row["probability"]) for row in rows]
+    assert found == [(paths[0], "1", "0.5"), (paths[1], "0", "0.25")]
 
 
 def test_what_is_no_text_reaches_mlflow_all_the_same(connection: Connection, study: str, tmp_path: Path) -> None:

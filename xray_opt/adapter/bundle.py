@@ -72,7 +72,8 @@ class Bundle:
         """
         if sensitivity is None:
             return self.threshold
-        known = self.thresholds.get(f"{math.ceil(sensitivity * 100 - 1e-9) / 100:.2f}")
+        percent = math.ceil(sensitivity * 100 - 1e-9) if math.isfinite(sensitivity) else 0
+        known = self.thresholds.get(f"{percent / 100:.2f}")
         if known is None:
             have = f"{min(self.thresholds)} to {max(self.thresholds)}" if self.thresholds else "none"
             raise ConfigError(

@@ -23,6 +23,7 @@ from xray_opt.intervals import (
     Patients,
     Tally,
     Z,
+    bounded,
     gain,
     having,
     interval,
@@ -83,7 +84,7 @@ def compare(
     if ours is None:
         return scores, {}
     gains = {
-        key: {name: _gain(name, ours, one) for name in ours.values if name in one.values}
+        key: {name: bounded(_gain(name, ours, one)) for name in ours.values if name in one.values}
         for key, one in drawn.items()
         if key != first
     }

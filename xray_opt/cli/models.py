@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from xray_opt.cli.options import as_json, of_study, storage_option, tracking_option
+from xray_opt.cli.options import Number, as_json, of_study, storage_option, tracking_option
 from xray_opt.cli.output import print_baselines, print_json, print_left_out, print_level_table, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ model_option = click.option("--model", default=CHAMPION, show_default=True, help
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:N, mps or cpu.")
 sensitivity_option = click.option(
     "--sensitivity",
-    type=click.FloatRange(0.5, 1.0),
+    type=Number(0.5, 1.0),
     metavar="S",
     help="Threshold that found this share of pneumonia on validation; default: that of best F1.",
 )

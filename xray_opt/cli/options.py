@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,18 @@ if TYPE_CHECKING:
     from xray_opt.config import Config, StudyConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """As click's, which lets ``nan`` through: it lies beyond neither end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return float(found)
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 

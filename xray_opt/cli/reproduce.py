@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xray_opt.cli.options import as_json, of_study, tracking_option
+from xray_opt.cli.options import Number, as_json, of_study, tracking_option
 from xray_opt.cli.output import print_json
 from xray_opt.cli.progress import Progress
 from xray_opt.errors import XrayError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.01,
     show_default=True,
     help="How far a score may be off where it is not equal; of losses, as a share of the largest recorded one.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xray_opt.cli.options import as_json, run_options, settings_from, study_from
+from xray_opt.cli.options import Number, as_json, run_options, settings_from, study_from
 from xray_opt.cli.output import cell, duration, print_json
 from xray_opt.cli.progress import Progress
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--study", "study_name", default="reference", show_default=True, help="Study file, or its short name.")
 @click.option("--name", help="Name of the study in Optuna and MLflow; default: the file's.")
 @click.option("--trials", type=click.IntRange(min=1), help="Total trials, finished and pruned, over all calls.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which no new trial starts.")
+@click.option("--timeout", type=Number(min=0), help="Seconds after which no new trial starts.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine's processor; default: 1.")
 @click.option("--gpus", metavar="0,1|all", help="One process on each of these GPUs, as numbers or all.")
 @click.option("--per-gpu", type=click.IntRange(min=1), help="Processes on each GPU of --gpus; default: 1.")

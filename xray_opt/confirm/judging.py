@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from xray_opt.config.dotted import Scalar
-from xray_opt.intervals import Gain, Interval, Patients, Z, json_ready, share, tally, together
+from xray_opt.intervals import Gain, Interval, Patients, Z, bounded, json_ready, share, tally, together
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -230,7 +230,8 @@ def _gap(search: float, seeds: Floats, spread: _Spread) -> Gain:
         return Gain(value, why="the seeds have no spread to judge it by")
     error = math.sqrt(spread.variance * (1 + 1 / len(seeds)))
     half = float(student.ppf(0.975, spread.freedom)) * error
-    return Gain(value, value - half, value + half, float(2 * student.sf(abs(value) / error, spread.freedom)))
+    p = float(2 * student.sf(abs(value) / error, spread.freedom))
+    return bounded(Gain(value, value - half, value + half, p))
 
 
 def _lead(first: Candidate, second: Candidate, drawn: Floats) -> Gain:
@@ -242,4 +243,4 @@ def _lead(first: Candidate, second: Candidate, drawn: Floats) -> Gain:
     half = half_width(patients, own, len(differences) - 1)
     freedom = freedom_of(patients, own, len(differences) - 1)
     p = float(2 * student.sf(abs(value) / math.sqrt(patients + own), freedom))
-    return Gain(value, value - half, value + half, p)
+    return bounded(Gain(value, value - half, value + half, p))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,13 @@ class Gain:
     high: float | None = None
     p: float | None = None
     why: str | None = None
+
+
+def bounded(one: Gain) -> Gain:
+    """A gain of scores in [0, 1], which is at most 1 either way, whatever a normal interval says."""
+    if one.low is None or one.high is None:
+        return one
+    return replace(one, low=max(one.low, -1.0), high=min(one.high, 1.0))
 
 
 def why_none(value: float, having: Sequence[int], known: float = 1.0) -> str | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xray_opt.intervals.edges import nearest
 from xray_opt.intervals.patients import RESAMPLES, Patients, resampled
-from xray_opt.intervals.records import Floats, Gain, Interval, Z, sigmoid, why_none
+from xray_opt.intervals.records import Floats, Gain, Interval, Z, bounded, sigmoid, why_none
 from xray_opt.intervals.shares import share, share_gain, tallies
 from xray_opt.metrics import Cases, weighted_scores
 
@@ -70,7 +70,8 @@ def interval(name: str, value: float, drawn: Floats, having: Sequence[int]) -> I
     known = drawn[~np.isnan(drawn)]
     if why := why_none(value, having, known.size / drawn.size):
         return Interval(value, why=why)
-    if value in (0.0, 1.0) and name not in (*BIASED, *UNBOUNDED):
+    sure = name in BIASED and not _spread(known)  # of films that are all right, or all wrong, as sure as can be
+    if value in (0.0, 1.0) and (sure or name not in (*BIASED, *UNBOUNDED)):
         edge = nearest(name, having)
         return Interval(value, edge, 1.0) if value else Interval(value, 0.0, 1 - edge)
     if not _spread(known) and value:  # one answer for every film: an interval of no length would claim to know it
@@ -133,7 +134,8 @@ def gains(
         if name in shares[0] and name != "f1":
             found[name] = share_gain(shares[0][name], shares[1][name], float(value[0]), counts)
         else:
-            found[name] = gain(float(value[0]), drawn[name], counts)
+            one = gain(float(value[0]), drawn[name], counts)
+            found[name] = one if name in UNBOUNDED else bounded(one)
     return found
 
 

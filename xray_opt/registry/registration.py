@@ -93,7 +93,7 @@ def _register(
     example_image: bytes,
 ) -> Version:
     client = connection.client
-    _ensure_model(connection, name)
+    _ensure_model(connection, name, bundle.classes[1])
     run = client.get_run(run_id)
     facts = {key: f"{value:.6f}" for key, value in bundle.scores.items() if key.startswith("val.")}
     facts |= dict(tags) | {"xray_opt.base_sha256": base.sha256}
@@ -115,10 +115,10 @@ def _register(
     return as_version(made)
 
 
-def _ensure_model(connection: Connection, name: str) -> None:
+def _ensure_model(connection: Connection, name: str, positive: str) -> None:
     try:
         connection.client.create_registered_model(
-            name, description="Chest X-ray → probability of pneumonia. Research only, not for clinical use."
+            name, description=f"Chest X-ray → probability of {positive}. Research only, not for clinical use."
         )
     except MlflowException as error:
         if error.error_code != EXISTS:

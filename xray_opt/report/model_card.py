@@ -17,7 +17,7 @@ from xray_opt.report.html import ends, plain, rough
 from xray_opt.report.records import Evidence
 from xray_opt.report.sections_evidence import worst_case
 from xray_opt.report.sections_facts import again, reproducing, shortcut_rows, study_file, study_text_of
-from xray_opt.report.sections_parts import HEADS, outside_records, part_rows, shifts
+from xray_opt.report.sections_parts import HEADS, kinds_among, outside_records, part_rows, shifts
 from xray_opt.report.sections_scores import FIRST, named, opened, validation_scores
 from xray_opt.report.sections_trivial import besides, gain
 
@@ -143,7 +143,8 @@ def _apart(evidence: Evidence) -> Lines:
     """Parts of the test films, and other people's films."""
     if parts := (evidence.final or {}).get("subgroups"):
         yield ""
-        yield "Parts of the test films, from the same opening (a kind of pneumonia is set against all normal films):"
+        kinds = " (a kind of pneumonia is set against all normal films)" if kinds_among(parts) else ""
+        yield f"Parts of the test films, from the same opening{kinds}:"
         yield ""
         rows = [(*row[:3], *map(_beside, row[3::2], row[4::2])) for row in part_rows(parts)]
         yield from _table([*HEADS[:3], *HEADS[3::2]], rows)

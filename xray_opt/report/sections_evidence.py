@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -52,10 +53,16 @@ def worst_case(evidence: Evidence) -> str | None:
     split = next((one for one in ("test", "val") if suite(evidence, one)), None)
     if split is None:
         return None
-    worst, goals = worst_on(evidence, split) or {}, (suite(evidence, split) or {})["goals"]
+    record, worst = suite(evidence, split) or {}, worst_on(evidence, split) or {}
     auc = "not known" if worst["auc"]["value"] is None else f"{worst['auc']['value']:.3f}"
-    words = f"{worst['name']} ({SPLITS[split]} films): AUC {auc}, {share(worst['flipped'])} of the decisions flipped."
-    return f"{words} Goals: {'; '.join(map(_goal, goals))}."
+    words = f"{worst['name']} ({SPLITS[split]} films): AUC {auc}, {share(worst['flipped'])} of the decisions flipped"
+    return f"{words}{at_threshold(record)}. Goals: {'; '.join(map(_goal, record['goals']))}."
+
+
+def at_threshold(record: Record) -> str:
+    """At which threshold decisions were made, where a record tells: it need not be that of best F1."""
+    threshold = record.get("threshold")
+    return f" at threshold {threshold:.4f}" if isinstance(threshold, float) else ""
 
 
 def _goal(goal: Record) -> str:
@@ -79,7 +86,7 @@ def _suite(split: str, record: Record) -> Markup:
     scored = [_line(one["name"], one["auc"]) for one in (record["plain"], *changed)]
     unread = len(record.get("unread") or ())
     parts = [
-        heading(f"{films[0].upper()}{films[1:]}"),
+        heading(f"{films[0].upper()}{films[1:]}{at_threshold(record)}"),
         paragraph(Markup("<b>Goals.</b> "), *goals),
         figures(
             figure(
@@ -146,7 +153,7 @@ def explained(evidence: Evidence) -> Markup:
 
 def _explained_films(content: bytes) -> list[list[object]]:
     """Number, answer, probability and label of each film: names of films stay out of the page."""
-    lines: Iterable[Mapping[str, str]] = csv.DictReader(content.decode("utf-8", "replace").splitlines())
+    lines: Iterable[Mapping[str, str]] = csv.DictReader(io.StringIO(content.decode("utf-8", "replace"), newline=""))
     try:
         return [
             [f"film {number}", row["answer"], float(row["probability"]), row["label"] or None]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from xray_opt.report.html import ends, heading, missing, paragraph, rough, table
 from xray_opt.report.records import OUTSIDE, Evidence
-from xray_opt.report.sections_evidence import share
+from xray_opt.report.sections_evidence import at_threshold, share
 from xray_opt.report.sections_trivial import beside_trivial
 
 Record = Mapping[str, Any]
@@ -43,9 +43,16 @@ def parts_of_test(evidence: Evidence) -> Markup:
     return _parts("Parts of the test films, at the same threshold", found)
 
 
+def kinds_among(found: Sequence[Record]) -> bool:
+    """Whether films were parted by kind of pneumonia: with other classes they may not be."""
+    return any(one["by"] == "subtype" for one in found)
+
+
 def _parts(caption: str, found: Sequence[Record]) -> Markup:
-    note = "A kind of pneumonia is set against all normal films. A part with fewer than ten patients of a class that a "
-    note += "score needs has no interval; of many parts some lie apart by chance."
+    note = "A part with fewer than ten patients of a class that a score needs has no interval; of many parts some lie "
+    note += "apart by chance."
+    if kinds_among(found):
+        note = f"A kind of pneumonia is set against all normal films. {note}"
     return table(caption, HEADS, part_rows(found)) + paragraph(note, kind="note")
 
 
@@ -124,7 +131,9 @@ def _scores(record: Record) -> Markup:
         if name != "loss"
     ]
     note = rough((*image.values(), *patient.values()))
-    shown = table("At the threshold fixed on validation", ["score", "films", "95 %", "patients", "95 %"], rows)
+    shown = table(
+        f"Scores{at_threshold(record)}, fixed on validation", ["score", "films", "95 %", "patients", "95 %"], rows
+    )
     return shown + paragraph(note, kind="note") if note else shown
 
 

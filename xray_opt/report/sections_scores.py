@@ -15,7 +15,7 @@ from xray_opt.report import curves, sections_trivial
 from xray_opt.report import figures_scores as drawings
 from xray_opt.report.html import ends, figure, figures, heading, missing, paragraph, rough, table
 from xray_opt.report.records import Evidence, Predictions, command_of
-from xray_opt.report.sections_evidence import worst_case, worst_on
+from xray_opt.report.sections_evidence import at_threshold, suite, worst_case, worst_on
 from xray_opt.report.sections_parts import parts_of_test
 
 NOT_CLINICAL = "Not for clinical use."
@@ -79,8 +79,15 @@ def _first_scores(evidence: Evidence) -> Markup:
 
 
 def _worst_rows(evidence: Evidence) -> list[list[object]]:
-    """What the worst change of the films costs, in the columns of films; patients are not asked about it."""
-    found = [worst_on(evidence, split) for split in ("val", "test")]
+    """What the worst change of the films costs, in the columns of films; patients are not asked about it.
+
+    Not at another threshold than that of the table.
+    """
+    own = "", at_threshold({"threshold": _threshold(evidence)})
+    found = [
+        worst_on(evidence, split) if at_threshold(suite(evidence, split) or {}) in own else None
+        for split in ("val", "test")
+    ]
     if not any(found):
         return []
     return [

@@ -13,6 +13,7 @@ from xray_opt.intervals import (
     Gain,
     Interval,
     Patients,
+    bounded,
     gain,
     interval,
     resampled,
@@ -177,7 +178,8 @@ def _conditions(
         f1 = share(tallies(cases[number], whose, threshold)["f1"], values["f1"], both[:1])
         flipped = share(tally(flips[number], every, whose), float(flips[number].mean()), [whose.count])
         area = interval("auc", values["auc"], drawn[f"auc.{number}"], both)
-        return Condition(name, area, f1, gain(values["change"], drawn[f"change.{number}"], both), flipped)
+        change = bounded(gain(values["change"], drawn[f"change.{number}"], both))
+        return Condition(name, area, f1, change, flipped)
 
     return [condition(number, name) for number, name in enumerate(names)]
 

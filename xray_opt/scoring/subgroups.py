@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +78,13 @@ def _by_size(films: Sequence[Film]) -> Members:
     """Thirds by pixels; fewer parts where many films are of one size."""
     sizes = np.array([film.width * film.height for film in films], dtype=np.float64)
     ends = [0.0, *np.unique(np.quantile(sizes, [1 / 3, 2 / 3])), np.inf] if len(films) else []
-    found: dict[str, NDArray[np.bool_]] = {}
-    for low, high in pairwise(ends):
-        members = (sizes > low) & (sizes <= high)
-        if members.any():
-            least, most = sizes[members].min() / 1e6, sizes[members].max() / 1e6
-            found[f"{least:.2g}-{most:.2g} Mpx"] = members
-    return found
+    thirds = [(sizes > low) & (sizes <= high) for low, high in pairwise(ends)]
+    thirds = [members for members in thirds if members.any()]
+    ranges = [(sizes[members].min() / 1e6, sizes[members].max() / 1e6) for members in thirds]
+    digits = next(some for some in count(2) if len(set(_ranges(ranges, some))) == len(ranges))
+    return dict(zip(_ranges(ranges, digits), thirds, strict=True))
+
+
+def _ranges(ranges: Sequence[tuple[float, float]], digits: int) -> list[str]:
+    """In words of so many digits; two parts of one name would be one."""
+    return [f"{least:.{digits}g}-{most:.{digits}g} Mpx" for least, most in ranges]

@@ -66,8 +66,10 @@ def run_file(connection: Connection, run_id: str, name: str, folder: Path) -> Pa
 
 
 def prediction_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a run's predictions: film, label, probability; a film's name may be no UTF-8."""
-    return list(csv.DictReader(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
+    """The rows of a run's predictions: film, label, probability; a film's name may be no UTF-8, or hold any character
+    that ends a line elsewhere."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
