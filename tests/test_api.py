@@ -1,5 +1,7 @@
 """The public names of the Python API, pinned."""
 
+import pickle
+
 from xray_opt import api
 
 NAMES = {
@@ -30,3 +32,9 @@ def test_the_verbs_work_on_a_workspace(tuned):
     found = api.predict([film], "models:/xray-pneumonia@champion", place.workspace)
     assert (len(found.films), found.refused) == (1, ())
     assert [one.films for one in found.patients()] == [1]
+
+
+def test_the_verbs_can_be_given_to_a_process_pool():
+    for name in NAMES:
+        verb = getattr(api, name)
+        assert pickle.loads(pickle.dumps(verb)) is verb

@@ -95,6 +95,23 @@ def test_a_wrong_name_is_answered_before_anything_slow_is_imported(tmp_path, com
     assert (done.returncode, done.stdout.strip(), "no study file" in done.stderr) == (2, "[]", True), done.stderr
 
 
+def test_an_empty_name_does_not_mean_the_study_of_the_file(tmp_path):
+    """As a script gives it whose variable is not set."""
+    done = xray("tune", "--study", "laptop", "--name", "", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n"), "name must be" in done.stderr) == (2, 1, True), done.stderr
+
+
+@pytest.mark.parametrize("content", [b"no database at all, yet long enough", None])
+def test_a_damaged_storage_is_called_so(tmp_path, content):
+    file = tmp_path / "studies" / "optuna.db"
+    assert xray("study", "list", "--storage", f"sqlite:///{file}", cwd=tmp_path).returncode == 0
+    file.write_bytes(content or file.read_bytes()[:20_000])
+    done = xray("study", "list", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1)
+    assert "is damaged" in done.stderr
+    assert "move the file away" in done.stderr
+
+
 def test_odd_names_are_one_line(tmp_path):
     """A quote in a name must not break what MLflow or Optuna are asked."""
     write_film(tmp_path / "film.jpeg", 1)

@@ -63,6 +63,7 @@ def test_settings_are_frozen():
     ("name", "value", "says"),
     [
         ("lora.rnak", 8, "did you mean lora.rank"),
+        ("LORA.RANK", 8, "did you mean lora.rank"),
         ("lora", 8, "unknown setting"),
         ("lora.rank", 8.5, "must be int"),
         ("lora.rank", True, "must be int"),
@@ -214,6 +215,8 @@ def test_studies_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     workspace.studies.mkdir()
     (workspace.studies / "laptop.yaml").write_text(GOOD)
     assert find_study("laptop", workspace) == workspace.studies / "laptop.yaml"
+    (workspace.studies / "exp.v2.yaml").write_text("name: exp\n")
+    assert find_study("exp.v2", workspace) == workspace.studies / "exp.v2.yaml"
     with pytest.raises(ConfigError, match="shipped studies: demo, kinds, laptop, pareto, reference"):
         find_study("elsewhere/laptop.yaml", workspace)
 

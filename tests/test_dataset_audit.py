@@ -286,3 +286,36 @@ def test_real_films_are_clean() -> None:
         assert found.grey_as_rgb == sum(item.films for item in found.balance)
         assert found.near_duplicates is not None
         assert found.near_duplicates.total == 0
+
+
+def test_a_table_of_films_tells_the_patients_whatever_it_is_called(root: Path, manifest: Manifest) -> None:
+    """Every film of one person by its name, of another patient by the site's own table."""
+    rows = ["path,label,patient"]
+    for number, film in enumerate(manifest.films):
+        name = ("IM-0001-{:04d}", "person1_virus_{}")[film.label].format(number)
+        path = (root / film.path).rename((root / film.path).with_name(f"{name}{Path(film.path).suffix}"))
+        rows.append(f"{path.relative_to(root)},{film.label},site{number}")
+    for name in ("films.csv", "films.txt", "films"):
+        (root / name).write_text("\n".join(rows) + "\n")
+        assert audit(prepare(DataConfig(root=str(root / name))), screen=False).leaks == ()
+
+
+def test_names_tell_the_patients_of_a_folder_that_is_called_like_a_table(root: Path) -> None:
+    folder = root.rename(root.with_name("films.csv"))
+    manifest = prepare(DataConfig(root=str(folder)))
+    film = a_film(manifest, lambda film: film.split == "train")
+    twin = a_film(manifest, lambda one: one.split == "test")
+    (folder / film.path).rename(folder / film.path.replace(Path(film.path).stem, f"{Path(twin.path).stem}9"))
+    wrong = moved(manifest, film.path, path=film.path.replace(Path(film.path).stem, f"{Path(twin.path).stem}9"))
+    assert [leak.kind for leak in audit(wrong, screen=False).leaks] == ["patient"]
+
+
+def test_one_film_under_both_classes_is_told(root: Path) -> None:
+    film = a_film(prepare(DataConfig(root=str(root))), lambda film: film.label == 0)
+    twin = film.path.replace("NORMAL/", "PNEUMONIA/")
+    shutil.copy(root / film.path, root / twin)
+    found = audit(prepare(DataConfig(root=str(root))), screen=False)
+    assert found.contradictions == ((film.path, twin),)
+    told = next(line for line in found.lines() if "one of them wrongly: 1" in line)
+    assert found.lines()[found.lines().index(told) + 1] == f"  {film.path} = {twin}"
+    assert found.ok

@@ -1,6 +1,7 @@
 """Which films a source holds, and what their names tell."""
 
 import shutil
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,29 @@ def test_hidden_files_are_no_films(tmp_path):
     for name in (".DS_Store", "._IM-0001-0001.jpeg", "Thumbs.db"):
         (root / "train" / "NORMAL" / name).write_bytes(b"x")
     assert len(index(root).entries) == 12
+
+
+def test_folders_that_are_links_are_followed_but_not_in_a_circle(tmp_path):
+    root = kaggle_set(tmp_path / "set", 3)
+    write_film(tmp_path / "store" / "IM-0009-0001.jpeg", 90)
+    (root / "train" / "NORMAL" / "patient").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(root / "train")
+    (root / "train" / "NORMAL" / "again").symlink_to(root / "train" / "NORMAL")
+    paths = [entry.path for entry in index(root).entries]
+    assert paths.count("train/NORMAL/patient/IM-0009-0001.jpeg") == 1
+    assert len(paths) == 13
+
+
+@pytest.mark.parametrize(("on_disk", "told"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_class_names_are_read_in_either_spelling_of_unicode(tmp_path, on_disk, told):
+    for number, name in enumerate(("Gesund", "Entzündung")):
+        write_film(tmp_path / unicodedata.normalize(on_disk, name) / f"IM-000{number}-0001.jpeg", number)
+    classes = ("gesund", unicodedata.normalize(told, "entzündung"))
+    assert sorted(entry.label for entry in index(tmp_path, classes).entries) == [0, 1]
+    table = tmp_path / "films.csv"
+    rows = [f"{entry.path},{entry.path.split('/')[0]},p{entry.label}" for entry in index(tmp_path, classes).entries]
+    table.write_text("\n".join(["path,label,patient", *rows]) + "\n")
+    assert sorted(entry.label for entry in index(table, classes).entries) == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "empty", "one class", "two sets", "mixed", "odd class"])

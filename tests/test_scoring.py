@@ -230,8 +230,10 @@ def test_films_of_a_folder_are_found_by_what_they_are(tmp_path):
         shutil.copy(film, tmp_path / hidden)
     (tmp_path / "notes.txt").write_text("no film")
     os.mkfifo(tmp_path / "pipe")
+    linked = write_film(tmp_path.with_name(f"{tmp_path.name}-elsewhere") / "e.jpeg", 2).parent
+    (tmp_path / "linked").symlink_to(linked)
     found = [path.relative_to(tmp_path).as_posix() for path in film_files([tmp_path])]
-    assert found == ["0001", "a.jfif", "b.jpeg", "broken.png", "folder.png/c.JPG"]
+    assert found == ["0001", "a.jfif", "b.jpeg", "broken.png", "folder.png/c.JPG", "linked/e.jpeg"]
 
 
 def test_promote_without_a_candidate_is_one_line(tuned):

@@ -75,6 +75,8 @@ def _with_environment(verb: Callable[P, R]) -> Callable[P, R]:
             load_environment(given)
         return verb(*args, **kwargs)
 
+    # Its own name, not that of the verb inside it, or no process pool could be given it.
+    wrapped.__module__ = __name__
     return wrapped
 
 

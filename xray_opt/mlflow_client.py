@@ -35,6 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from xray_opt.config import TrackingConfig, Workspace, login_for, redacted
 from xray_opt.errors import AccessRefused, StoreAway, StoreFault, TrackingError
+from xray_opt.moved_store import follow
 
 #: Seconds for the first answer of a server; with one retry an unreachable one is reported within 20 s.
 PATIENCE = 8
@@ -235,7 +236,8 @@ def _embedded(workspace: Workspace) -> Connection:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (database := workspace.mlruns / "mlflow.db").exists():
                 database.open("rb").close()  # where it is closed to this user MLflow would try for minutes
-            _get_store(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
+            store = _get_store(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
+            follow(store.engine, artifacts)
             client = MlflowClient(uri, uri)
             client.search_registered_models(max_results=1)
     return Connection(client, uri, True, artifacts, workspace)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xray_opt.config import StudyConfig, TrackingConfig, Workspace, find_study, load_study, study_files
 from xray_opt.errors import ConfigError, StudyError
-from xray_opt.tuning import read_study, storage_digest, storage_url
+from xray_opt.tuning import IDENTITY, list_studies, read_study, storage_digest, storage_url
 
 #: Study notes: the id of its run in MLflow, and the store that this run is in.
 PARENT, STORE = "mlflow_parent", "mlflow_store"
@@ -76,6 +76,20 @@ def known_storages(workspace: Workspace, more: Iterable[str] = ()) -> dict[str, 
         with suppress(ConfigError, StudyError):  # of a study file, or a proxy that is away; tune says what is wrong
             found[storage_digest(url)] = url
     return found
+
+
+def moved_with(workspace: Workspace, identity: str) -> str | None:
+    """URL of the workspace's own storage where it holds the study of this id, else none.
+
+    A storage is known by its place, so after a move of the workspace its own is known no more: ask this where the
+    study's runs are in the workspace's own MLflow store, which moves along.
+    """
+    with suppress(ConfigError, StudyError):
+        if identity and workspace.study_database.is_file():
+            url = f"sqlite:///{workspace.study_database}"
+            if any(study.notes.get(IDENTITY) == identity for study in list_studies(workspace, url)):
+                return url
+    return None
 
 
 def mark_state(workspace: Workspace, study: str, digest: str) -> None:

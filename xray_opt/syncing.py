@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from xray_opt import registry
 from xray_opt.config import Config, StudyConfig, TrackingConfig, Workspace, override
 from xray_opt.errors import DiskFault, TrackingError, XrayError
 from xray_opt.kept_base import study_base
-from xray_opt.mlflow_client import connect, without_credentials
-from xray_opt.places import Place, known_storages
+from xray_opt.mlflow_client import Connection, connect, without_credentials
+from xray_opt.places import Place, known_storages, moved_with
 from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, parent_of, settle
 from xray_opt.spool import look, spool_files, taken
-from xray_opt.tracking import STORAGE, LeftBehind, Tracking, is_told, send_left_behind, untold
+from xray_opt.tracking import STORAGE, STUDY_ID, LeftBehind, Tracking, is_told, send_left_behind, untold
 from xray_opt.tuning import OpenStudy, existing_study, list_studies
 
 Say = Callable[[str], None]
@@ -93,7 +94,7 @@ def _sync(workspace: Workspace, storages: Sequence[str], say: Say) -> SyncReport
     for uri in sorted({about["uri"] for about, _ in waiting.values() if is_told(about)}):
         try:
             connection = connect(TrackingConfig(uri=_with_login(uri) or workspace.mlflow_uri), workspace)
-            left = send_left_behind(connection, workspace.spool, lambda tags: _remember(tags, workspace, known, report))
+            left = send_left_behind(connection, workspace.spool, partial(_remember, connection, known, report))
         except TrackingError as error:
             here = sum(number for about, number in waiting.values() if about.get("uri") == uri)
             left = LeftBehind(waiting=here, stopped=str(error))
@@ -124,11 +125,13 @@ def _with_login(uri: str) -> str:
     return own if without_credentials(own) == uri else uri
 
 
-def _remember(tags: Mapping[str, str], workspace: Workspace, known: Mapping[str, str], report: SyncReport) -> None:
+def _remember(connection: Connection, known: Mapping[str, str], report: SyncReport, tags: Mapping[str, str]) -> None:
     """Note on a study that its runs are to be looked after, before its writes are sent: this call may be killed."""
-    name, url = tags.get("xray_opt.study"), known.get(tags.get(STORAGE, ""))
+    name, url, workspace = tags.get("xray_opt.study"), known.get(tags.get(STORAGE, "")), connection.workspace
     if name is None:  # a single run
         return
+    if url is None and connection.artifact_root:
+        url = moved_with(workspace, tags.get(STUDY_ID, ""))
     if url is None:
         report.problems.append(f"study {name} is in a storage that is not known here: name it with --storage URL")
         return

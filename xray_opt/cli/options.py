@@ -101,5 +101,5 @@ def study_from(name: str, rename: str | None, seed: int | None, **options: Any) 
     config = settings_from(study.config, seed=seed, **options)
     check_space(study.space, config)
     return dataclasses.replace(
-        study, name=rename or study.name, config=config, seed=study.seed if seed is None else seed
+        study, name=study.name if rename is None else rename, config=config, seed=study.seed if seed is None else seed
     )

@@ -127,7 +127,7 @@ def field_type(name: str) -> Any:
     sections = typing.get_type_hints(Config)
     if section in sections and leaf in (hints := typing.get_type_hints(sections[section])):
         return hints[leaf]
-    close = difflib.get_close_matches(name, flatten(Config()), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), flatten(Config()), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ConfigError(f"unknown setting {brief(name)}{hint}")
 

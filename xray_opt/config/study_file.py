@@ -29,7 +29,7 @@ def shipped_studies() -> Path:
 
 def find_study(name: str, workspace: Workspace) -> Path:
     """Path of a study file given as path, as ``studies/laptop.yaml`` or as ``laptop``."""
-    stem = Path(name).stem
+    stem = Path(name).name.removesuffix(".yaml")
     candidates = (
         Path(name),
         workspace.root / name,

@@ -8,6 +8,7 @@ from xray_opt.dataset.audit import Audit, audit
 from xray_opt.dataset.audit_record import keep_audit, kept_audit
 from xray_opt.dataset.drift import FALSE_ALARMS, Drift, drift
 from xray_opt.dataset.films import begins_like_a_film, decode, to_square
+from xray_opt.dataset.index import files_below
 from xray_opt.dataset.manifest import Manifest, kept_manifests, write_atomic
 from xray_opt.dataset.names import LABELS
 from xray_opt.dataset.preparing import (
@@ -42,6 +43,7 @@ __all__ = [
     "begins_like_a_film",
     "decode",
     "drift",
+    "files_below",
     "in_threads",
     "keep_audit",
     "kept_audit",

@@ -73,6 +73,7 @@ class Audit:
         left_out: other files in no split: reason → how many.
         grey_as_rgb: grey films saved as RGB.
         coloured: RGB films with real colour (drawings, stamps, photographs of films).
+        contradictions: identical films that stand under both classes, the paths of each.
         near_duplicates, shortcut: none where the screens were not asked for.
         classes: names of the two classes; ``normal`` and ``pneumonia`` of the balance count label 0 and 1.
     """
@@ -86,6 +87,7 @@ class Audit:
     left_out: dict[str, int]
     grey_as_rgb: int
     coloured: tuple[str, ...]
+    contradictions: tuple[tuple[str, ...], ...]
     near_duplicates: NearDuplicates | None
     shortcut: Shortcut | None
     classes: tuple[str, str] = LABELS
@@ -152,6 +154,7 @@ def audit(manifest: Manifest, screen: bool = True, progress: Progress | None = N
         left_out=dict(Counter(item.reason for item in manifest.left_out if not item.bad)),
         grey_as_rgb=sum(sight.film.mode == "RGB" and not sight.coloured for sight in seen),
         coloured=tuple(sight.film.path for sight in seen if sight.coloured),
+        contradictions=_contradictions(seen),
         near_duplicates=near_duplicates([sight.film for sight in seen], _stacked(seen)) if screen else None,
         shortcut=_shortcut(manifest, seen) if screen else None,
         classes=manifest.classes,
@@ -186,13 +189,21 @@ def _balance(split: str, films: Sequence[Film]) -> Balance:
 
 
 def _leaks(manifest: Manifest, seen: Iterable[_Sight]) -> tuple[Leak, ...]:
-    names_tell = Path(manifest.source or manifest.root).suffix.lower() != ".csv"
+    names_tell = manifest.source in ("", manifest.root)  # else a table, whatever it is called
     keys = [(_patient(film, names_tell), film) for film in manifest.films]
     return (
         *_across("patient", keys),
         *_across("file", [(sight.sha256, sight.film) for sight in seen]),
         *_across("group", [(film.group, film) for film in manifest.films]),
     )
+
+
+def _contradictions(seen: Iterable[_Sight]) -> tuple[tuple[str, ...], ...]:
+    films: dict[str, list[Film]] = defaultdict(list)
+    for sight in seen:
+        films[sight.sha256].append(sight.film)
+    both = (found for found in films.values() if len({film.label for film in found}) > 1)
+    return tuple(sorted(tuple(film.path for film in found) for found in both))
 
 
 def _patient(film: Film, names_tell: bool) -> str:

@@ -21,6 +21,7 @@ def lines(audit: Audit) -> list[str]:
         *_balance(audit),
         *_leaks(audit),
         *_files(audit),
+        *_contradictions(audit),
         *_colour(audit),
         *_near_duplicates(audit),
         *(audit.shortcut.lines() if audit.shortcut else ()),
@@ -50,6 +51,12 @@ def _files(audit: Audit) -> Iterator[str]:
     yield from (f"  {shown([item.path], room=200)}: {item.reason}" for item in audit.broken)
     yield f"bad files{', left out as asked' if audit.bad_allowed else ''}: {len(audit.bad_files)}"
     yield from (f"  {shown([item.path], room=200)}: {item.reason}" for item in audit.bad_files)
+
+
+def _contradictions(audit: Audit) -> Iterator[str]:
+    negative, positive = audit.classes
+    yield f"identical films called {negative} and {positive}, one of them wrongly: {len(audit.contradictions)}"
+    yield from _some([" = ".join(paths) for paths in audit.contradictions])
 
 
 def _colour(audit: Audit) -> Iterator[str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xray_opt.dataset.names import LABELS, shown
+from xray_opt.dataset.names import LABELS, folded, shown
 from xray_opt.dataset.records import Entry
 from xray_opt.dataset.table import OTHER_CLASSES, read_table
 from xray_opt.errors import DataError
@@ -106,15 +106,15 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _labels(classes: Classes) -> dict[str, int]:
-    return {name.lower(): label for label, name in enumerate(classes)}
+    return {folded(name): label for label, name in enumerate(classes)}
 
 
 def _has_layout(folder: Path, classes: Classes) -> bool:
-    names, labels = {child.name.lower(): child for child in _folders(folder)}, _labels(classes)
+    names, labels = {folded(child.name): child for child in _folders(folder)}, _labels(classes)
     if names.keys() & labels.keys():
         return True
     splits = [names[name] for name in names.keys() & _SPLIT_FOLDERS.keys()]
-    return any(child.name.lower() in labels for split in splits for child in _folders(split))
+    return any(folded(child.name) in labels for split in splits for child in _folders(split))
 
 
 def _find_layout(folder: Path, classes: Classes) -> Path:
@@ -134,7 +134,7 @@ def _find_layout(folder: Path, classes: Classes) -> Path:
 def _films(root: Path, classes: Classes) -> Iterator[Entry]:
     children, labels = _folders(root), _labels(classes)
     splits = [child for child in children if child.name.lower() in _SPLIT_FOLDERS]
-    of_classes = [child for child in children if child.name.lower() in labels]
+    of_classes = [child for child in children if folded(child.name) in labels]
     if splits and of_classes:
         raise DataError(
             f"{root} holds both split folders ({splits[0].name}) and class folders ({of_classes[0].name}); "
@@ -144,7 +144,7 @@ def _films(root: Path, classes: Classes) -> Iterator[Entry]:
         yield from _class_films(root, folder, labels, "")
     for split in splits:
         for folder in _folders(split):
-            if folder.name.lower() not in labels:
+            if folded(folder.name) not in labels:
                 raise DataError(
                     f"{folder} is no class folder; {split} may hold {' and '.join(classes)} only, so move it away"
                 )
@@ -152,12 +152,25 @@ def _films(root: Path, classes: Classes) -> Iterator[Entry]:
 
 
 def _class_films(root: Path, folder: Path, labels: dict[str, int], split: str) -> Iterator[Entry]:
-    label = labels[folder.name.lower()]
-    for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if _visible(name))
-        for name in files:
-            if _visible(name):
-                yield Entry((Path(place) / name).relative_to(root).as_posix(), label, split)
+    label = labels[folded(folder.name)]
+    for path in files_below(folder):
+        yield Entry(path.relative_to(root).as_posix(), label, split)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, in no order; folders that are links are followed.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
+        folders[:] = [name for name in folders if _visible(name) and not _leads_back(Path(place, name))]
+        yield from (Path(place, name) for name in files if _visible(name))
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it stands in: to follow it would have no end."""
+    return folder.is_symlink() and os.path.realpath(folder) in map(os.path.realpath, folder.parents)
 
 
 def _unreadable(error: OSError) -> None:

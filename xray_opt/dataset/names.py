@@ -8,6 +8,7 @@ after ``NORMAL2-``. Whether ``person7_bacteria_…`` and ``person7_virus_…`` a
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -52,6 +53,11 @@ def patient_key(patient: str) -> str:
     if im := _IM.fullmatch(text) or _IM_FILM.fullmatch(text):
         return _im(im)
     return text
+
+
+def folded(name: str) -> str:
+    """A class name as it is compared: in any case, and an ``ü`` of one letter or of two, as macOS writes it."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _person(match: re.Match[str]) -> str:

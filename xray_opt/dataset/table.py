@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from xray_opt.dataset.names import LABELS, SUBTYPES, patient_key
+from xray_opt.dataset.names import LABELS, SUBTYPES, folded, patient_key
 from xray_opt.dataset.records import SPLITS, Entry
 from xray_opt.errors import DataError, brief, shortened
 
@@ -115,8 +115,8 @@ def _line(path: Path, number: int, columns: list[str], row: list[str]) -> _Line:
 
 
 def _entry(line: _Line, classes: tuple[str, str]) -> Entry:
-    labels = {name.lower(): label for label, name in enumerate(classes)} | {"0": 0, "1": 1}
-    label = labels.get(line.cells["label"].lower())
+    labels = {folded(name): label for label, name in enumerate(classes)} | {"0": 0, "1": 1}
+    label = labels.get(folded(line.cells["label"]))
     if label is None:
         line.refuse(f"label must be {', '.join(classes)}, 0 or 1, not {brief(line.cells['label'])}{OTHER_CLASSES}")
     if not line.cells["patient"]:

@@ -191,7 +191,7 @@ def _chosen(
     own = own_settings(loaded)
     manifest = prepared(replace(own, root=data or own.root), workspace)
     require_own(manifest, loaded, model, "test")
-    sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, workspace, place))
+    sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, connection, workspace, place))
     rule = "best F1 on validation" if sensitivity is None else f"sensitivity {sensitivity:g} on validation"
     return _Chosen(model, sealed, loaded.bundle.threshold_for(sensitivity), rule, sensitivity)
 

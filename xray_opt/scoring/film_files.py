@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from xray_opt.dataset import begins_like_a_film
+from xray_opt.dataset import begins_like_a_film, files_below
 from xray_opt.errors import DataError
 
 #: What is read where a folder is given, whatever is in it; files of other names if they begin like a film.
@@ -17,7 +17,7 @@ def film_files(films: Iterable[Path]) -> Iterable[Path]:
     """The files named, and the films below the folders named, sorted within each folder.
 
     Raises:
-        DataError: one does not exist, or a folder holds no film.
+        DataError: one does not exist, or a folder holds no film or cannot be read.
     """
     for path in films:
         if not os.path.exists(path):
@@ -25,19 +25,16 @@ def film_files(films: Iterable[Path]) -> Iterable[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(inner for inner in path.rglob("*") if _is_meant(inner, path))
+        found = sorted(filter(_is_meant, files_below(path)))
         if not found:
             raise DataError(f"{path} holds no films ({', '.join(SUFFIXES)})")
         yield from found
 
 
-def _is_meant(path: Path, folder: Path) -> bool:
-    """Hidden files are not, nor what lies in hidden folders, as where a set is prepared.
-
-    An archive of DICOM often calls its files by numbers alone: to leave them out in silence would be half an answer.
+def _is_meant(path: Path) -> bool:
+    """An archive of DICOM often calls its files by numbers alone: to leave them out in silence would be half an
+    answer.
     """
-    if any(part.startswith(".") for part in path.relative_to(folder).parts) or os.path.isdir(path):
-        return False
     if path.name.upper() == "DICOMDIR":  # the archive's list of its files
         return False
     return path.suffix.lower() in SUFFIXES or begins_like_a_film(path)

@@ -24,8 +24,8 @@ from xray_opt.errors import DataError, StudyError
 from xray_opt.leaderboard import Opening, look_of, note_opening, openings
 from xray_opt.ledger import OUTSIDE, Look, film_keys, held_out_keys, looks_at, note, noted, one_at_a_time
 from xray_opt.mlflow_client import Connection, user_name
-from xray_opt.places import Place, known_storages
-from xray_opt.tracking import MANIFEST, STORAGE, log_run_metrics, run_looks, tag_look, tag_opening
+from xray_opt.places import Place, known_storages, moved_with
+from xray_opt.tracking import MANIFEST, STORAGE, STUDY_ID, log_run_metrics, run_looks, tag_look, tag_opening
 from xray_opt.tuning import read_study, storage_url
 from xray_opt.tuning.storage import one_after_another
 
@@ -173,7 +173,7 @@ def _program() -> str:
     return "xray-opt" if name == "__main__.py" else name
 
 
-def study_storage(loaded: registry.Loaded, workspace: Workspace, place: Place) -> str | None:
+def study_storage(loaded: registry.Loaded, connection: Connection, workspace: Workspace, place: Place) -> str | None:
     """URL of the storage that holds the model's study, in which an opening is written.
 
     Raises:
@@ -182,6 +182,8 @@ def study_storage(loaded: registry.Loaded, workspace: Workspace, place: Place) -
     if place.storage or "xray_opt.study" not in loaded.tags:
         return place.storage
     url = known_storages(workspace).get(loaded.tags.get(STORAGE, ""))
+    if url is None and connection.artifact_root:
+        url = moved_with(workspace, loaded.tags.get(STUDY_ID, ""))
     if url is None:
         raise StudyError(
             f"the test split stays sealed: the opening belongs into study {loaded.tags['xray_opt.study']}, which is "

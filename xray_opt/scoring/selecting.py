@@ -95,7 +95,7 @@ def select(
     require_own(manifest, loaded, model, split)
     if split != "test":
         return Selection(loaded, connection, split, threshold, manifest, manifest.of(split), manifest)
-    sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, workspace, place))
+    sealed = SealedTest(loaded, manifest, connection, workspace, study_storage(loaded, connection, workspace, place))
     with sealed.alone():
         films, opening = sealed.open(str(why))
         looks = len(sealed.looks())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,9 +186,10 @@ def reachable(url: str) -> Iterator[None]:
         yield
     except FAULTS as error:
         cause = one_line(error.__cause__ or error, 120)
-        raise StorageAway(
-            f"storage {masked(url)} failed ({cause}); nothing is lost, run the same command again"
-        ) from error
+        line = f"failed ({cause}); nothing is lost, run the same command again"
+        if re.search("is not a database|disk image is malformed", cause):  # in SQLite's words: that mends nothing
+            line = f"is damaged ({cause}): put a copy from before in its place, or move the file away and start anew"
+        raise StorageAway(f"storage {masked(url)} {line}") from error
 
 
 @contextmanager
