@@ -6,7 +6,7 @@ the workspace that it was copied from, and deletes there.
 from __future__ import annotations
 
 import fcntl
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -36,19 +36,21 @@ def follow(engine: Engine, artifacts: Path) -> None:
     """
     used = _used(artifacts.parent / ".used.lock")
     try:
-        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _follow(engine, artifacts)
-    except BlockingIOError:
-        pass
+        with suppress(BlockingIOError):  # another process uses it
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _follow(engine, artifacts)
     finally:
         fcntl.flock(used, fcntl.LOCK_SH)
 
 
 def _used(path: Path) -> IO[bytes]:
     """The one file that this process has open there: two would lock each other out."""
-    with path.open("ab") as found:
-        status = os.fstat(found.fileno())
-        return _USED.setdefault((status.st_dev, status.st_ino), os.fdopen(os.dup(found.fileno()), "ab"))
+    path.touch()
+    status = path.stat()
+    file = status.st_dev, status.st_ino
+    if file not in _USED:
+        _USED[file] = path.open("ab")
+    return _USED[file]
 
 
 def _follow(engine: Engine, artifacts: Path) -> None:

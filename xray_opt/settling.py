@@ -144,9 +144,16 @@ def postponed(config: Config, tags: Mapping[str, str]) -> dict[str, Any]:
     """The study note ``POSTPONED``: what ``settle`` needs besides the study (JSON-ready)."""
     settings = flatten(config)
     names = ("model.base", "model.base_seed", "tracking.registered_model")
-    # The time tells one call's note from the next one's.
-    at = datetime.now(UTC).isoformat()
-    return {"settings": {name: settings[name] for name in names}, "tags": dict(tags), "at": at}
+    return stamped({"settings": {name: settings[name] for name in names}, "tags": dict(tags)})
+
+
+def stamped(note: Mapping[str, Any], now: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The note ``POSTPONED`` with a new time: whoever acts upon an older one, another host say, leaves this one.
+
+    Args:
+        now: what stands there already, which stays.
+    """
+    return {**note, **(now or {}), "at": datetime.now(UTC).isoformat()}
 
 
 def note_postponed(opened: OpenStudy, change: Callable[[Any], Any], say: Callable[[str], None]) -> None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from xray_opt.errors import DiskFault, TrackingError, XrayError
 from xray_opt.kept_base import study_base
 from xray_opt.mlflow_client import Connection, connect, without_credentials
 from xray_opt.places import Place, known_storages, moved_with
-from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, parent_of, settle
+from xray_opt.settling import POSTPONED, agree_all, done_with, note_postponed, parent_of, settle, stamped
 from xray_opt.spool import look, spool_files, taken
 from xray_opt.tracking import STORAGE, STUDY_ID, LeftBehind, Tracking, is_told, send_left_behind, untold
 from xray_opt.tuning import OpenStudy, existing_study, list_studies
@@ -137,9 +136,7 @@ def _remember(connection: Connection, known: Mapping[str, str], report: SyncRepo
         return
     try:
         opened = existing_study(StudyConfig(name, storage=url), workspace)
-        # A new time: whoever acts upon an older note, another host's sync say, does not remove this one.
-        mark = {"at": datetime.now(UTC).isoformat()}
-        note_postponed(opened, lambda now: {"tags": dict(tags), **(now or {}), **mark}, lambda line: None)
+        note_postponed(opened, partial(stamped, {"tags": dict(tags)}), lambda line: None)
     except XrayError as error:  # deleted, say
         report.problems.append(str(error))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-#: Turns that a waiting thread spins before it sleeps; docs/performance.md, beside others, says what other numbers cost.
+#: Turns that a waiting thread spins before it sleeps; docs/performance.md says what other numbers cost.
 TURNS = 1000
 
 
