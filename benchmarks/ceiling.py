@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser(__doc__)
     workload.add_arguments(arguments, films=128, size=128, batch=16)
     arguments.add_argument("--sizes", nargs="+", metavar="SIDE/BATCH", help="several at once (default: --size/--batch)")
-    arguments.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="bf16")
+    arguments.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     arguments.add_argument("--plain-workers", type=int, metavar="N", help="the plain script too, N DataLoader workers")
     args = arguments.parse_args()
     if args.toy:

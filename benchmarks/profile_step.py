@@ -24,7 +24,7 @@ from step import PRECISIONS, WAYS, make_step, timed
 from torch.profiler import ProfilerActivity, profile
 
 from xray_opt.adapter import attach
-from xray_opt.backbone import random_base, resolve_device
+from xray_opt.backbone import random_base, resolve_device, resolve_precision
 from xray_opt.config import Config, override
 from xray_opt.errors import XrayError
 
@@ -48,7 +48,7 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=384)
     arguments.add_argument("--batch", type=int, default=16)
     arguments.add_argument("--rank", type=int, default=8)
-    arguments.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    arguments.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where the device computes in it")
     arguments.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"])
     arguments.add_argument("--device", default="cpu")
     args = arguments.parse_args()
@@ -56,6 +56,9 @@ def main() -> None:
         args.size, args.batch, args.rank, args.rounds = 32, 2, 2, 2
         print("toy size: these figures say nothing about speed")
     device = resolve_device(args.device)
+    # Emulated, a convolution is taken apart into a million operators, and the profiler keeps them all.
+    native = resolve_precision("auto", device) == torch.bfloat16
+    args.precision = args.precision or ("bf16" if native else "fp32")
     found: dict[str, dict[str, Any]] = {}
     for way in args.ways:
         try:

@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="xray-bench-") as folder:
         manifest = workload.make_films(Path(folder) / "films", args.films)
         job = {"root": manifest.root, "size": args.size, "batch": args.batch, "batch_norm": args.batch_norm}
-        job |= {"device": args.device, "precision": "bf16", "epochs": 1}
+        job |= {"device": args.device, "precision": "auto", "epochs": 1}
         cold, warm = Rounds(), Rounds()
         for number in range(args.rounds):
             workspace = str(Path(folder) / f"workspace-{number}")

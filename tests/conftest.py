@@ -39,7 +39,7 @@ config:
   image: {size: 32}
   model: {base: random, batch_norm: train}
   lora: {rank: 4, stages: late}
-  training: {epochs: 2, batch_size: 8, device: cpu}
+  training: {epochs: 2, batch_size: 20, device: cpu}
   tracking: {system_interval: 1.0}
 space:
   optimizer.learning_rate: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}

@@ -7,6 +7,7 @@ too, but where a ``PYTHONPATH`` is given: that is for interpreters of their own.
 
 import gc
 import importlib
+import json
 import os
 import pty
 import runpy
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import forked_slots
 import torch
@@ -135,6 +136,13 @@ def run_script(path: Path, *arguments: str, cwd: Path, environment: dict[str, st
         runpy.run_path(str(path), run_name="__main__")
 
     return _start(script).completed(3 * LONG)
+
+
+def ask(question: Callable[[], Any]) -> Any:
+    """What a function returns, as JSON: it may open stores that this process then has not opened."""
+    done = _start(lambda: print(json.dumps(question()))).completed(LONG)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def _start(act: Callable[[], None]) -> Forked:

@@ -137,7 +137,7 @@ def test_peers_are_pinned():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_peers_do_the_same_work_and_those_not_installed_are_shown(tmp_path):
     output, sections = toy("peers.py", tmp_path)
     needs = {"plain fp32": (), "plain bf16": (), "ours, bf16": ()}
@@ -161,7 +161,7 @@ def check_presence(output, section, needs):
             assert all(value > 0 for key, value in section["samples"][name][0].items() if key != "f1")
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize(("batch_norm", "more"), [("train", ["--plain-workers", "0"]), ("frozen", [])])
 def test_the_ceiling_and_real_epochs_take_turns(tmp_path, batch_norm, more):
     output, sections = toy("ceiling.py", tmp_path, "--batch-norm", batch_norm, *more)
@@ -172,7 +172,7 @@ def test_the_ceiling_and_real_epochs_take_turns(tmp_path, batch_norm, more):
     assert "cache build" in output
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_parts_of_a_start_add_up_to_the_whole(tmp_path):
     _, sections = toy("startup.py", tmp_path)
     assert "xray-opt --help" in sections["commands"]["samples"]
@@ -187,7 +187,7 @@ def test_the_parts_of_a_start_add_up_to_the_whole(tmp_path):
         assert all(seconds >= 0 for seconds in parts.values())
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_tracking_is_measured_straight_and_while_mlflow_is_away(tmp_path):
     _, sections = toy("spool.py", tmp_path)
     samples = sections["tracking"]["samples"]
@@ -195,7 +195,7 @@ def test_tracking_is_measured_straight_and_while_mlflow_is_away(tmp_path):
     assert all(values["ms"] > 0 for rounds in samples.values() for values in rounds)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_step_is_measured_alone_and_beside_others(tmp_path):
     _, sections = toy("crowded.py", tmp_path)
     assert len(sections) == 2
@@ -204,7 +204,7 @@ def test_a_step_is_measured_alone_and_beside_others(tmp_path):
         assert all(values["ms"] > 0 for rounds in section["samples"].values() for values in rounds)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_throughput_is_measured_on_every_storage_that_is_there(tmp_path):
     output, sections = toy("throughput.py", tmp_path)
     for name in ("PostgreSQL", "gRPC", "SQLite"):
@@ -219,7 +219,7 @@ def test_throughput_is_measured_on_every_storage_that_is_there(tmp_path):
         assert "one study is enough for trials of" in line(output, "PostgreSQL: ")
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_overhead_is_measured_on_both_storages_or_the_missing_one_is_named(tmp_path):
     output, sections = toy("overhead.py", tmp_path)
     names = set(sections["loop"]["samples"])
@@ -232,7 +232,7 @@ def test_overhead_is_measured_on_both_storages_or_the_missing_one_is_named(tmp_p
     assert sections["product"]["samples"]["tune, with MLflow on SQLite"][0]["rest_s"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_whole_study_against_the_plain_script(tmp_path):
     _, sections = toy("study.py", tmp_path)
     samples = sections["study"]["samples"]
@@ -241,7 +241,7 @@ def test_a_whole_study_against_the_plain_script(tmp_path):
     assert all(values[0]["epochs"] == 2 for values in samples.values())
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_searches_are_replayed_on_a_recorded_table_that_goes_on_where_it_was_killed(tmp_path):
     file = tmp_path / "table.json"
     output, sections = toy("search.py", tmp_path, "--record", str(file))
@@ -300,7 +300,7 @@ def run_quality(folder):
     return run_script("quality.py", "--toy", "--out", "quality.json", cwd=folder)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_engine_and_plain_peft_are_trained_alike_and_compared_by_seed(quality):
     _, output, record = quality
     runs = {(run["batch_norm"], run["seed"], run["contender"]): run["epochs"] for run in record["runs"]}
@@ -322,7 +322,7 @@ def test_the_engine_and_plain_peft_are_trained_alike_and_compared_by_seed(qualit
     assert row["mean"] == pytest.approx(sum(best) / 2)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_quality_goes_on_where_it_was_killed_and_mixes_no_settings(quality):
     folder, output, record = quality
     file = folder / "quality.json"
@@ -345,7 +345,7 @@ def test_the_interval_of_paired_differences_is_students(monkeypatch):
     assert found.verdict("train", "engine", [0.8, 0.9], [0.75, 0.8]).startswith("QUALITY IS NOT HELD")
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_stacked_adapters_compute_what_separate_ones_do_and_take_turns_with_them(tmp_path):
     output, sections = toy("batched_adapters.py", tmp_path)
     assert output.count("of separate training's") == 3
@@ -396,7 +396,7 @@ def own_step(study, network, images, targets):
     network.zero_grad()
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_serving_answers_all_clients_at_toy_size(tmp_path):
     output, sections = toy("serving.py", tmp_path)
     assert float(line(output, "2 clients, 4 films").split()[4]) > 0

@@ -19,7 +19,7 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_memory_is_estimated_everywhere_and_measured_on_a_gpu(tmp_path):
     output, sections = toy("memory.py", tmp_path)
     saved = {name: samples[0]["mib"] for name, samples in sections["saved"]["samples"].items()}
@@ -54,7 +54,7 @@ def test_what_is_saved_is_counted_once_and_without_the_weights(script):
     assert two - one == 3 * (3 * 4 * 4 * 4)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_processes_begin_together_and_train_whole_trials(tmp_path):
     output, sections = toy("per_gpu.py", tmp_path, "--device", "cpu")
     samples = sections["per device"]["samples"]
@@ -73,7 +73,7 @@ def test_mps_that_is_not_there_is_said(script, tmp_path, monkeypatch):
         per_gpu.under_mps({}, 2, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_step_is_taken_apart_by_kind(tmp_path):
     out = tmp_path / "profile.json"
     command = [sys.executable, str(BENCHMARKS / "profile_step.py"), "--toy", "--ways", "eager", "graphs"]

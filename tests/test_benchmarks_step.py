@@ -65,7 +65,7 @@ def test_the_plain_variant_is_peft_and_the_folded_one_is_not(step):
     assert "FoldedNorm" not in kinds["folded"]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_it_runs_from_a_bare_checkout(tmp_path):
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(

@@ -206,7 +206,8 @@ def test_what_rounding_explains_is_no_difference(
     assert checked(loaded, off(0.0)) <= TOLERANCE
     with pytest.raises(ModelError, match=r"differs from predict by 0\.0003"):
         checked(loaded, off(3e-4))
-    for moved, answer, holds in ((2e-4, -1.5e-4, True), (2e-4, -9e-4, False), (0.1, -0.2, False)):
+    cases = ((2e-4, -1.5e-4, True), (2e-4, -9e-4, False), (0.1, -0.2, False), (0.1, 5e-3, True), (0.1, -2e-2, False))
+    for moved, answer, holds in cases:
         answers = exact + moved
         monkeypatch.setattr(
             room, "predict_logits", lambda *given, p=answers: np.log(p / (1 - p)) * loaded.bundle.temperature
@@ -296,7 +297,7 @@ def asked(tuned, films: list[Path]) -> tuple[registry.Loaded, np.ndarray, np.nda
     place, _, _ = tuned
     loaded = registry.load(connect(TrackingConfig(), place.workspace), CHAMPION, CPU)
     given, wanted = squares(films, loaded.bundle.cache_side), loaded.predictor.probabilities(films)
-    firm = rounding(loaded, given, wanted) <= TOLERANCE / 10
+    firm = rounding(loaded, given, wanted, in_double(loaded, given)) <= TOLERANCE / 10
     assert firm.sum() >= 75
     return loaded, given, wanted, firm
 

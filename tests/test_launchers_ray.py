@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+import forked
 import psutil
 import pytest
 from conftest import Place, make_place
 from mlflow_stores import tracking_server
 from postgres_server import postgres
 from ray_cluster import LONG, WHY, Cluster, running_cluster
-from test_launchers import Listening, trials_of, write_study
+from test_launchers import Listening, ends_of, write_study
 from test_workers import check_agreement
 
 from xray_opt.config import Config, StudyConfig, Workspace, override
@@ -169,6 +170,12 @@ def far(tmp_path_factory, ray_cluster):
         yield Far(make_place(folder / "place"), server.database("far"), uri, ray_cluster)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    forked.end_all()
+
+
 @pytest.fixture(scope="module")
 def second(far):
     """A machine with a copy of the films."""
@@ -215,7 +222,7 @@ def test_a_machine_that_is_lost_in_mid_trial_costs_nothing(far, second, monkeypa
     """It has checked its own copy of the films and decoded them itself; then everything on it dies at once."""
     node, own = second
     write_study(far.place, "lost", epochs=12, storage=far.storage)
-    process = far.place.start(*far.tune("lost", "4"))
+    process = forked.fork(far.place, *far.tune("lost", "4"))
     heard = Listening(process)
     number = int(heard.wait_for(r"slot \d \(second\) · trial (\d+) · epoch 2/12")[1])
     node.kill()
@@ -243,7 +250,7 @@ def test_a_machine_with_other_films_is_refused_and_the_others_do_its_part(far, m
     node, _ = far.machine("stranger", films)
     write_study(far.place, "strange", epochs=16, storage=far.storage)  # it is not over before the stranger is refused
     try:
-        done = far.place.fresh(*far.tune("strange", "2"))
+        done = forked.run(far.place, *far.tune("strange", "2"))
     finally:
         node.kill()
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
@@ -264,7 +271,7 @@ def test_a_cluster_whose_head_is_lost_is_one_line_and_the_same_command_goes_on(t
     write_study(place, "headless", epochs=12)
     with running_cluster() as cluster:
         arguments = ("tune", "--study", "headless", "--trials", "1", "--ray", cluster.address, "--json")
-        process = place.start(*arguments)
+        process = forked.fork(place, *arguments)
         heard = Listening(process)
         heard.wait_for(r"trial 0 · epoch 2/12")
         head, began = cluster.nodes[0], time.monotonic()
@@ -274,20 +281,21 @@ def test_a_cluster_whose_head_is_lost_is_one_line_and_the_same_command_goes_on(t
         assert time.monotonic() - began < 120
         assert (code, heard.text.count("error:"), "Traceback" in heard.text) == (6, 1, False), heard.text
         assert heard.lines[-1].startswith(f"error: the Ray cluster {cluster.address} is lost: ")
-        (lost,) = [trial for trial in trials_of(place, "headless") if trial.state != "WAITING"]
-        assert (lost.state, lost.reason in ("interrupted", "worker-lost")) == ("FAIL", True)
+        ((state, reason),) = [end for end in ends_of(place, "headless") if end[0] != "WAITING"]
+        assert (state, reason in ("interrupted", "worker-lost")) == ("FAIL", True)
         head.kill()
         cluster.start()
-        done = place.fresh(*arguments)
+        done = forked.run(place, *arguments)
         assert done.returncode == 0, done.stderr
     trials, _ = check_agreement(place, "headless")
     assert [trial.state for trial in trials] == ["FAIL", "COMPLETE"]
-    assert trials[1].intermediate[1] == lost.intermediate[1]
+    assert trials[1].intermediate[1] == trials[0].intermediate[1]
 
 
 @pytest.mark.slow
 def test_a_ray_of_ones_own_starts_and_ends_with_the_call(tmp_path):
     place = make_place(tmp_path)
-    report = json.loads(place.fresh("tune", "--study", "tiny", "--ray", "local", "--workers", "2", "--json").stdout)
+    arguments = ("tune", "--study", "tiny", "--ray", "local", "--workers", "2", "--json")
+    report = json.loads(forked.run(place, *arguments).stdout)
     assert (report["complete"], report["stopped"]) == (3, "done")
     check_agreement(place)

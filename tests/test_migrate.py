@@ -338,8 +338,8 @@ def test_into_a_service_where_the_study_goes_on(home, tmp_path, monkeypatch):
         env = with_login(home, uri, storage)
         assert end_of_a_killed_move(home, storage, uri) == -signal.SIGKILL
         printed = []
-        for _ in range(2):
-            done = home.fresh("migrate", "--json")
+        for migrate in (home.fresh, home.run):
+            done = migrate("migrate", "--json")
             assert done.returncode == 0, done.stderr + done.stdout
             assert all(row["equal"] for row in json.loads(done.stdout)["counts"])
             printed += [done.stdout, done.stderr]
@@ -348,7 +348,7 @@ def test_into_a_service_where_the_study_goes_on(home, tmp_path, monkeypatch):
         assert trials(home.workspace, storage) == trials(home.workspace, f"sqlite:///{home.workspace.study_database}")
         assert len(client.search_model_versions("name='xray-pneumonia'")) == 1
 
-        done = home.fresh("tune", "--study", "tiny", "--trials", "4", "--json")
+        done = home.run("tune", "--study", "tiny", "--trials", "4", "--json")
         assert done.returncode == 0, done.stderr
         printed += [done.stdout, done.stderr]
         assert (json.loads(done.stdout)["complete"], json.loads(done.stdout)["started_now"]) == (4, 1)
@@ -362,7 +362,7 @@ def test_into_a_service_where_the_study_goes_on(home, tmp_path, monkeypatch):
         assert len(read_study("tiny", home.workspace, storage).trials) == 4
 
         database.control("stop")
-        failed = [home.fresh(*words) for words in (("study", "list"), ("tune", "--study", "tiny"), ("migrate",))]
+        failed = [home.run(*words) for words in (("study", "list"), ("tune", "--study", "tiny"), ("migrate",))]
         assert all(done.returncode and "Traceback" not in done.stderr for done in failed)
         printed += [done.stdout + done.stderr for done in failed]
         database.control("start")
