@@ -93,8 +93,8 @@ def silent():
 
 class Faulty:
     """A proxy before ``netloc`` with a mood: ``ok``, ``down`` (hangs up), ``drop`` (does it and hangs up), ``slow``
-    (does it and answers when the mood changes), or a status that it answers by itself. ``asked`` counts requests, and
-    those that hold ``poison`` are answered 500 in any mood."""
+    (does it and answers when the mood changes), ``full`` (answers questions, and 500 to all that writes), or a status
+    that it answers by itself. ``asked`` counts requests; those that hold ``poison`` are answered 500 in any mood."""
 
     def __init__(self, uri):
         self.mood, self.asked, self.poison = "ok", 0, b""
@@ -109,6 +109,8 @@ class Faulty:
                 if front.poison:
                     self.rfile = io.BytesIO(stream.read(int(self.headers.get("Content-Length") or 0)))
                     mood = 500 if front.poison in self.rfile.getvalue() else mood
+                if mood == "full":
+                    mood = "ok" if self.command == "GET" or "/search" in self.path else 500
                 if mood == "down":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True

@@ -75,7 +75,7 @@ def check_all(connection: Connection, run_id: str, folder: Path) -> None:
     assert [(got / name).read_text() for name in ("deep/a.txt", "b.txt")] == ["a", "b"]
 
 
-@pytest.mark.parametrize("mood", ["down", "drop", "slow", 503, 500, 429])
+@pytest.mark.parametrize("mood", ["down", "drop", "slow", "full", 503, 500, 429])
 def test_a_server_that_goes_away_in_the_middle(
     faulty: Faulty, tmp_path: Path, study: str, mood: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +93,25 @@ def test_a_server_that_goes_away_in_the_middle(
     assert len([line for line in said if "training goes on" in line]) == 1
     assert [line for line in said if "is back" in line]
     assert spool_files(connection.workspace.spool) == []
+
+
+def test_a_store_that_is_full_is_away_and_what_is_logged_keeps_its_order(
+    faulty: Faulty, tmp_path: Path, study: str
+) -> None:
+    connection, said = through(faulty, tmp_path), []
+    with Tracking.open(connection, study, tags(study), say=said.append) as tracking:
+        with tracking.run("r", CONFIG, {}, {}) as run:
+            faulty.mood = "full"
+            run.tag("k", "first")
+            asked, deadline = faulty.asked, time.monotonic() + 120
+            while faulty.asked < asked + 2:  # it was tried again
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            faulty.mood = "ok"
+            run.tag("k", "second")
+        wait_until_sent(tracking)
+    assert connection.client.get_run(run.id).data.tags["k"] == "second"
+    assert not [line for line in said if "tries again" in line]
 
 
 @pytest.mark.parametrize("mood", ["down", "drop"])

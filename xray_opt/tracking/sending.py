@@ -33,6 +33,8 @@ from xray_opt.tracking.experiments import (
 
 #: How the name of a run begins that MLflow has not given an id yet; the key follows.
 WAITING = "waiting-"
+#: Tag of an experiment: when its store was last asked whether it takes a write, in milliseconds since 1970.
+ASKED = "xray_opt.asked"
 
 
 class Behind(TrackingError):
@@ -111,6 +113,8 @@ class Sender:
     def require_well(self, write: Write) -> None:
         """See that the store answers where a write would go, after a fault of its own.
 
+        A database that is full or read-only answers every question, so it is given something to write.
+
         Raises:
             TrackingError: it does not.
         """
@@ -118,7 +122,7 @@ class Sender:
             if write.files:
                 self._client.list_artifacts(self._existing(write.run))
             else:
-                self._client.search_experiments(max_results=1)
+                self._client.set_experiment_tag(self.experiment_id, ASKED, str(now()))
 
     def _existing(self, run: str) -> str:
         found = self.id_of(run)
