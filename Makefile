@@ -1,12 +1,12 @@
 # make setup   environment with everything pinned, in .venv
 # make demo    made-up films → tune → leaderboard → registered model → one prediction
-# make test    set-up and the fast tests        make test-slow, test-real, test-bench   the rest of what CI runs
+# make test    set-up and the fast tests        make test-slow, -real, -long, -bench   the rest of what CI runs
 # make fuzz    mutated films, names, tables, settings, bundles and commands; FUZZ_SECONDS=3600 FUZZ_SEED=7 for longer
 # make chaos   a study whose workers and stores are killed at random; CHAOS="--seed 7 --minutes 60 --trials 2000"
 # make check   ruff and mypy --strict           make tune, make ui, make clean, make lock
 # make up      the tracking service in Docker   make down, make status; make test-compose tests it on a Docker engine
 # make bench   side by side with other tools    make bench-long, bench-gpu, bench-quality   see benchmarks/README.md
-.PHONY: setup demo test test-slow test-real test-bench fuzz chaos test-compose check tune ui up down status clean lock bench bench-long \
+.PHONY: setup demo test test-slow test-real test-long test-bench fuzz chaos test-compose check tune ui up down status clean lock bench bench-long \
   bench-gpu bench-quality
 .DEFAULT_GOAL := help
 
@@ -51,13 +51,13 @@ demo: setup
 	@sh scripts/demo.sh $(DEMO_ARGS)
 
 test: setup
-	$(PYTEST) -n 2 --dist loadfile -m "not (slow or real_data or compose or bench)" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadfile -m "not (slow or long or real_data or compose or bench)" $(PYTEST_ARGS) tests
 
 test-slow: setup
-	$(PYTEST) -n 2 --dist loadfile -m "slow and not (real_data or compose or bench)" $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist loadfile -m "slow and not (real_data or compose)" $(PYTEST_ARGS) tests
 
-test-bench: setup
-	$(PYTEST) -n 2 --dist loadfile -m bench $(PYTEST_ARGS) tests
+test-long test-bench: setup
+	$(PYTEST) -n 2 --dist loadfile -m $(@:test-%=%) $(PYTEST_ARGS) tests
 
 test-real: setup
 	$(PYTEST) -m real_data tests

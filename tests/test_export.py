@@ -305,7 +305,7 @@ def asked(tuned, films: list[Path]) -> tuple[registry.Loaded, np.ndarray, np.nda
 READERS = {"onnx": with_onnxruntime, "torch-export": with_torch_export, "safetensors": with_torchvision}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", READERS)
 def test_100_films_are_answered_as_predict_answers_them(asked, exported, kind: str) -> None:
     loaded, given, wanted, firm = asked
@@ -325,7 +325,7 @@ def test_100_films_are_answered_as_predict_answers_them(asked, exported, kind: s
     assert hashlib.sha256(Path(made["path"]).read_bytes()).hexdigest() == made["sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_says_what_it_wrote_and_refuses_to_write_over_it(tuned, exported) -> None:
     place, _, _ = tuned
     out = exported["safetensors"]["path"]

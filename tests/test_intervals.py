@@ -172,7 +172,7 @@ def test_the_simulated_models_are_equally_good_and_differ():
     assert np.abs(first.probabilities - second.probabilities).mean() > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("auc", [0.90, 0.98])
 def test_the_interval_of_the_auc_covers_what_it_promises(auc):
     found = coverage(auc, 600, simulations=2000, resamples=400, seed=17)["auc"]["ours"]

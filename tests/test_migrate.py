@@ -327,7 +327,7 @@ def with_login(home, uri, storage):
     return env
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_into_a_service_where_the_study_goes_on(home, tmp_path, monkeypatch):
     """SQLite and files → PostgreSQL and a server with proxied artifacts; killed halfway; tuned and predicted there."""
     before = predictions(home)

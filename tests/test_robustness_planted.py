@@ -76,7 +76,7 @@ def trained(folder: Path, marked: bool) -> Robustness:
     return judged(found, films, fixed.calibration.temperature, fixed.threshold)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_corner_mark_is_flagged_and_clean_films_are_not(tmp_path: Path) -> None:
     marked = trained(tmp_path / "marked", True)
     assert marked.plain.auc.value > 0.95

@@ -164,7 +164,7 @@ def start(base, config):
 FROZEN = [changed for changed in VARIANTS if changed.get("model_batch_norm") != "train"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changed", FROZEN, ids=str)
 def test_recorded_operations_alone_give_the_steps(base, changed):
     """As in a CUDA graph, a Python number that changes between steps would be the one of the capture for ever."""
