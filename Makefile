@@ -57,7 +57,7 @@ test-slow: setup
 	$(PYTEST) -n 2 --dist loadfile -m "slow and not (real_data or compose)" $(PYTEST_ARGS) tests
 
 test-long test-bench: setup
-	$(PYTEST) -n 2 --dist loadfile -m $(@:test-%=%) $(PYTEST_ARGS) tests
+	$(PYTEST) -n 2 --dist worksteal -m $(@:test-%=%) $(PYTEST_ARGS) tests
 
 test-real: setup
 	$(PYTEST) -m real_data tests
