@@ -133,6 +133,15 @@ def need(*modules: str) -> None:
         raise SystemExit(0)
 
 
+def best_precision(device: str) -> str:
+    """``bf16`` where the device has arithmetic for it, else ``fp32``: emulated, bf16 is slower."""
+    import torch
+
+    from xray_opt.backbone import resolve_device, resolve_precision
+
+    return "bf16" if resolve_precision("auto", resolve_device(device)) == torch.bfloat16 else "fp32"
+
+
 def spawned() -> float:
     """When the parent started this child, in this machine's ``time.monotonic``."""
     return float(os.environ[_SPAWNED])

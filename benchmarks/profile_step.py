@@ -19,12 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import machine, parser
+from measure import best_precision, machine, parser
 from step import PRECISIONS, WAYS, make_step, timed
 from torch.profiler import ProfilerActivity, profile
 
 from xray_opt.adapter import attach
-from xray_opt.backbone import random_base, resolve_device, resolve_precision
+from xray_opt.backbone import random_base, resolve_device
 from xray_opt.config import Config, override
 from xray_opt.errors import XrayError
 
@@ -57,8 +57,7 @@ def main() -> None:
         print("toy size: these figures say nothing about speed")
     device = resolve_device(args.device)
     # Emulated, a convolution is taken apart into a million operators, and the profiler keeps them all.
-    native = resolve_precision("auto", device) == torch.bfloat16
-    args.precision = args.precision or ("bf16" if native else "fp32")
+    args.precision = args.precision or best_precision(args.device)
     found: dict[str, dict[str, Any]] = {}
     for way in args.ways:
         try:

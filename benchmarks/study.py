@@ -15,11 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import workload
-from measure import HERE, Column, Thunk, child, finish, interleave, parser, write_samples
-
-from xray_opt.backbone import resolve_device, resolve_precision
+from measure import HERE, Column, Thunk, best_precision, child, finish, interleave, parser, write_samples
 
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain script, fp32": ("plain.py", {"precision": "fp32"}),
@@ -52,7 +49,7 @@ def main() -> None:
         thunks: dict[str, Thunk] = {
             name: partial(child, HERE / "peers" / file, job | more)
             for name, (file, more) in PEERS.items()
-            if more["precision"] != "bf16" or resolve_precision("auto", resolve_device(args.device)) == torch.bfloat16
+            if more["precision"] != "bf16" or best_precision(args.device) == "bf16"
         }
         # A round takes half an hour: each is written, so that a run that is stopped has those before.
         keep = (lambda found: write_samples(args, {"study": found})) if args.out else lambda found: None

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import measure  # noqa: F401  puts the checkout on the path
+import measure  # before the package: it puts the checkout on the path
 import numpy as np
-import torch
 from PIL import Image
 
 from xray_opt.adapter import lora_targets
-from xray_opt.backbone import build_network, random_base, resolve_device, resolve_precision, save_base
+from xray_opt.backbone import build_network, random_base, save_base
 from xray_opt.cache import Images, Split, open_images
 from xray_opt.config import Config, DataConfig, LoraConfig, Workspace, flatten, override
 from xray_opt.dataset import Manifest, prepare
@@ -139,7 +138,7 @@ def job_of(
         "epochs": epochs,
         "batch_norm": args.batch_norm,
         "device": args.device,
-        "precision": "bf16" if resolve_precision("auto", resolve_device(args.device)) == torch.bfloat16 else "fp32",
+        "precision": measure.best_precision(args.device),
         "pruner": "none",
         "what": "train",
     } | {name: value for name, value in known.items() if name.startswith(("loss.", "augment.", "model.dropout"))}
